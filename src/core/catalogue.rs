@@ -1,0 +1,411 @@
+//! The catalogue: every QGA command of Linux hosts, once, as data.
+//!
+//! Capability sets, seccomp filters, Landlock rulesets, `guest-info`,
+//! `postern policy explain` and the README's command table are computed from
+//! this table and the policy; nothing else in the tree lists commands.
+//!
+//! Trust: plain data, no input. Anyone may read it.
+//! Source of names, arguments and silence on success: the QGA schema of
+//! QEMU 10.2 (interface facts; the 0.15 schema's fourteen are all here).
+
+use std::fmt;
+
+/// The JSON type that an argument takes on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A JSON integer that fits a signed 64-bit number.
+    Int,
+    /// A JSON string.
+    Str,
+    /// `true` or `false`.
+    Bool,
+    /// An array of strings.
+    StrList,
+    /// Where a seek starts from: an integer 0 to 2, or "set", "cur", "end".
+    Whence,
+    /// A type that no offered command takes yet.
+    Other,
+}
+
+/// One argument of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arg {
+    /// Name on the wire.
+    pub name: &'static str,
+    /// JSON type.
+    pub kind: Kind,
+    /// Whether a request may leave it out.
+    pub optional: bool,
+}
+
+const fn must(name: &'static str, kind: Kind) -> Arg {
+    Arg { name, kind, optional: false }
+}
+
+const fn may(name: &'static str, kind: Kind) -> Arg {
+    Arg { name, kind, optional: true }
+}
+
+/// What only the broker does, on the worker's asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Open a file of the policy through the opener.
+    Open,
+    /// Freeze filesystems (`FIFREEZE`).
+    Freeze,
+    /// Thaw filesystems (`FITHAW`).
+    Thaw,
+    /// Ask init, or the kernel, to power down, halt or reboot.
+    Shutdown,
+}
+
+/// A system call that the worker itself needs for a command, beyond what
+/// reading the channel and asking the broker takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// `read` on a descriptor it was handed.
+    Read,
+    /// `write` on a descriptor it was handed.
+    Write,
+    /// `lseek` on a descriptor it was handed.
+    Seek,
+}
+
+/// What a command needs; empty means nothing but the worker's own memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Broker acts. Capabilities follow from these and the policy.
+    pub acts: &'static [Act],
+    /// The worker's own system calls.
+    pub calls: &'static [Call],
+    /// Whether it reaches paths, so that file rules apply.
+    pub paths: bool,
+}
+
+/// How a command shows in the audit log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audit {
+    /// Counted, not listed: it touches nothing and comes every few seconds.
+    Counted,
+    /// One record or more per request, denied ones too.
+    Recorded,
+    /// Summed up in the record of the file's close (offsets, byte counts).
+    AtClose,
+}
+
+/// One row of the catalogue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Which command; `None` for a stock command that postern does not offer.
+    pub command: Option<Command>,
+    /// Name on the wire.
+    pub name: &'static str,
+    /// Arguments in the schema's order, which is the order of error reports.
+    pub args: &'static [Arg],
+    /// Whether it is answered while filesystems are frozen.
+    pub frozen_safe: bool,
+    /// Whether success sends no reply (`success-response: false`).
+    pub silent: bool,
+    /// What it needs.
+    pub needs: Needs,
+    /// How it is audited.
+    pub audit: Audit,
+    /// One line for people.
+    pub summary: &'static str,
+}
+
+impl Entry {
+    const fn offered(command: Command, name: &'static str, summary: &'static str) -> Self {
+        Self {
+            command: Some(command),
+            name,
+            args: &[],
+            frozen_safe: false,
+            silent: false,
+            needs: Needs { acts: &[], calls: &[], paths: false },
+            audit: Audit::Recorded,
+            summary,
+        }
+    }
+
+    const fn not_offered(name: &'static str) -> Self {
+        Self {
+            command: None,
+            name,
+            args: &[],
+            frozen_safe: false,
+            silent: false,
+            needs: Needs { acts: &[], calls: &[], paths: false },
+            audit: Audit::Recorded,
+            summary: "known, not offered",
+        }
+    }
+
+    const fn args(mut self, args: &'static [Arg]) -> Self {
+        self.args = args;
+        self
+    }
+
+    const fn frozen_safe(mut self) -> Self {
+        self.frozen_safe = true;
+        self
+    }
+
+    const fn silent(mut self) -> Self {
+        self.silent = true;
+        self
+    }
+
+    const fn acts(mut self, acts: &'static [Act]) -> Self {
+        self.needs.acts = acts;
+        self
+    }
+
+    const fn calls(mut self, calls: &'static [Call]) -> Self {
+        self.needs.calls = calls;
+        self
+    }
+
+    const fn paths(mut self) -> Self {
+        self.needs.paths = true;
+        self
+    }
+
+    const fn audit(mut self, audit: Audit) -> Self {
+        self.audit = audit;
+        self
+    }
+}
+
+/// A command that postern offers. The number is its bit in a
+/// [`CommandSet`] and its form in IPC frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "each variant is the wire name in its row")]
+pub enum Command {
+    SyncDelimited,
+    Sync,
+    Ping,
+    Info,
+    Shutdown,
+    FileOpen,
+    FileClose,
+    FileRead,
+    FileWrite,
+    FileSeek,
+    FileFlush,
+    FsfreezeStatus,
+    FsfreezeFreeze,
+    FsfreezeFreezeList,
+    FsfreezeThaw,
+}
+
+/// Every command that stock `qemu-ga` 10.2 has on Linux. Offered commands come
+/// first, in [`Command`]'s order, so that a command indexes its own row.
+pub static CATALOGUE: [Entry; 43] = [
+    Entry::offered(Command::SyncDelimited, "guest-sync-delimited", "echo a number behind a 0xFF byte")
+        .args(&[must("id", Kind::Int)])
+        .frozen_safe()
+        .audit(Audit::Counted),
+    Entry::offered(Command::Sync, "guest-sync", "echo a number")
+        .args(&[must("id", Kind::Int)])
+        .frozen_safe()
+        .audit(Audit::Counted),
+    Entry::offered(Command::Ping, "guest-ping", "answer, nothing else").frozen_safe().audit(Audit::Counted),
+    Entry::offered(Command::Info, "guest-info", "list version and commands").frozen_safe().audit(Audit::Counted),
+    Entry::offered(Command::Shutdown, "guest-shutdown", "power down, halt or reboot")
+        .args(&[may("mode", Kind::Str)])
+        .silent()
+        .acts(&[Act::Shutdown]),
+    Entry::offered(Command::FileOpen, "guest-file-open", "open a file of the policy")
+        .args(&[must("path", Kind::Str), may("mode", Kind::Str)])
+        .acts(&[Act::Open])
+        .paths(),
+    Entry::offered(Command::FileClose, "guest-file-close", "close a handle").args(&[must("handle", Kind::Int)]),
+    Entry::offered(Command::FileRead, "guest-file-read", "read from a handle")
+        .args(&[must("handle", Kind::Int), may("count", Kind::Int)])
+        .calls(&[Call::Read])
+        .audit(Audit::AtClose),
+    Entry::offered(Command::FileWrite, "guest-file-write", "write to a handle")
+        .args(&[must("handle", Kind::Int), must("buf-b64", Kind::Str), may("count", Kind::Int)])
+        .calls(&[Call::Write])
+        .audit(Audit::AtClose),
+    Entry::offered(Command::FileSeek, "guest-file-seek", "move a handle's position")
+        .args(&[must("handle", Kind::Int), must("offset", Kind::Int), must("whence", Kind::Whence)])
+        .calls(&[Call::Seek])
+        .audit(Audit::AtClose),
+    Entry::offered(Command::FileFlush, "guest-file-flush", "flush a handle; nothing is buffered")
+        .args(&[must("handle", Kind::Int)])
+        .audit(Audit::AtClose),
+    Entry::offered(Command::FsfreezeStatus, "guest-fsfreeze-status", "tell whether filesystems are frozen")
+        .frozen_safe()
+        .audit(Audit::Counted),
+    Entry::offered(Command::FsfreezeFreeze, "guest-fsfreeze-freeze", "freeze all local filesystems")
+        .acts(&[Act::Freeze]),
+    Entry::offered(Command::FsfreezeFreezeList, "guest-fsfreeze-freeze-list", "freeze the named filesystems")
+        .args(&[may("mountpoints", Kind::StrList)])
+        .acts(&[Act::Freeze]),
+    Entry::offered(Command::FsfreezeThaw, "guest-fsfreeze-thaw", "thaw what was frozen")
+        .frozen_safe()
+        .acts(&[Act::Thaw]),
+    Entry::not_offered("guest-get-time"),
+    Entry::not_offered("guest-set-time"),
+    Entry::not_offered("guest-fstrim"),
+    Entry::not_offered("guest-suspend-disk").silent(),
+    Entry::not_offered("guest-suspend-ram").silent(),
+    Entry::not_offered("guest-suspend-hybrid").silent(),
+    Entry::not_offered("guest-network-get-interfaces"),
+    Entry::not_offered("guest-get-vcpus"),
+    Entry::not_offered("guest-set-vcpus"),
+    Entry::not_offered("guest-get-disks"),
+    Entry::not_offered("guest-get-fsinfo"),
+    Entry::not_offered("guest-set-user-password"),
+    Entry::not_offered("guest-get-memory-blocks"),
+    Entry::not_offered("guest-set-memory-blocks"),
+    Entry::not_offered("guest-get-memory-block-info"),
+    Entry::not_offered("guest-exec-status"),
+    Entry::not_offered("guest-exec"),
+    Entry::not_offered("guest-get-host-name"),
+    Entry::not_offered("guest-get-users"),
+    Entry::not_offered("guest-get-timezone"),
+    Entry::not_offered("guest-get-osinfo"),
+    Entry::not_offered("guest-ssh-get-authorized-keys"),
+    Entry::not_offered("guest-ssh-add-authorized-keys"),
+    Entry::not_offered("guest-ssh-remove-authorized-keys"),
+    Entry::not_offered("guest-get-diskstats"),
+    Entry::not_offered("guest-get-cpustats"),
+    Entry::not_offered("guest-get-load"),
+    Entry::not_offered("guest-network-get-route"),
+];
+
+impl Command {
+    /// Every offered command, in catalogue order.
+    pub fn all() -> impl Iterator<Item = Self> {
+        CATALOGUE.iter().filter_map(|entry| entry.command)
+    }
+
+    /// This command's row.
+    #[must_use]
+    pub fn entry(self) -> &'static Entry {
+        &CATALOGUE[self as usize]
+    }
+
+    /// Name on the wire.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.entry().name
+    }
+
+    /// The command with this number, if there is one.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        CATALOGUE.get(usize::from(number)).and_then(|entry| entry.command)
+    }
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The row of a name as it stands on the wire.
+#[must_use]
+pub fn lookup(name: &str) -> Option<&'static Entry> {
+    CATALOGUE.iter().find(|entry| entry.name == name)
+}
+
+/// A set of offered commands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CommandSet(u64);
+
+impl CommandSet {
+    /// No command.
+    pub const EMPTY: Self = Self(0);
+
+    /// The set with exactly these bits; `None` if a bit stands for no offered
+    /// command.
+    #[must_use]
+    pub fn from_bits(bits: u64) -> Option<Self> {
+        let all: Self = Command::all().collect();
+        (bits & !all.0 == 0).then_some(Self(bits))
+    }
+
+    /// Bit n stands for the command with number n.
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Whether the set holds `command`.
+    #[must_use]
+    pub const fn contains(self, command: Command) -> bool {
+        self.0 & (1 << command as u8) != 0
+    }
+
+    /// Adds `command`.
+    pub const fn insert(&mut self, command: Command) {
+        self.0 |= 1 << command as u8;
+    }
+
+    /// Takes `command` out.
+    pub const fn remove(&mut self, command: Command) {
+        self.0 &= !(1 << command as u8);
+    }
+
+    /// The commands of the set, in catalogue order.
+    pub fn iter(self) -> impl Iterator<Item = Command> {
+        Command::all().filter(move |&command| self.contains(command))
+    }
+
+    /// Whether any command of the set needs `act`.
+    #[must_use]
+    pub fn needs_act(self, act: Act) -> bool {
+        self.iter().any(|command| command.entry().needs.acts.contains(&act))
+    }
+
+    /// Whether any command of the set needs the worker's `call`.
+    #[must_use]
+    pub fn needs_call(self, call: Call) -> bool {
+        self.iter().any(|command| command.entry().needs.calls.contains(&call))
+    }
+}
+
+impl FromIterator<Command> for CommandSet {
+    fn from_iter<T: IntoIterator<Item = Command>>(commands: T) -> Self {
+        let mut set = Self::EMPTY;
+        for command in commands {
+            set.insert(command);
+        }
+        set
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_indexes_its_own_row() {
+        for (index, entry) in CATALOGUE.iter().enumerate() {
+            match entry.command {
+                Some(command) => assert_eq!(command as usize, index, "{}", entry.name),
+                None => assert!(index >= Command::all().count(), "{} stands among the offered", entry.name),
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_unique() {
+        for entry in &CATALOGUE {
+            assert_eq!(CATALOGUE.iter().filter(|other| other.name == entry.name).count(), 1, "{}", entry.name);
+        }
+    }
+
+    #[test]
+    fn only_known_bits_make_a_set() {
+        let all: CommandSet = Command::all().collect();
+        assert_eq!(CommandSet::from_bits(all.bits()), Some(all));
+        assert_eq!(CommandSet::from_bits(1 << Command::all().count()), None);
+    }
+}

@@ -1,0 +1,209 @@
+//! The policy: as written (TOML) → checked → what each process gets.
+//!
+//! `written` reads the files and reports every mistake with its place;
+//! this file holds the checked form; [`rules`] answers questions about paths;
+//! [`parts`] cuts out what worker and opener need to know, and no more.
+//!
+//! Trust: policy files are trusted once their owner and mode were checked.
+
+pub mod parts;
+pub mod rules;
+pub mod written;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::catalogue::{Act, CommandSet};
+use rules::FileRule;
+
+/// A checked policy. Everything in it is in range and canonical.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// SHA-256 over the name-sorted source files as read.
+    pub digest: [u8; 32],
+    /// Commands that the host may use.
+    pub commands: CommandSet,
+    /// File rules, in the order of the files.
+    pub files: Vec<FileRule>,
+    /// Permission bits of a file that the host creates; the umask does not
+    /// apply. Default 0600.
+    pub create_mode: u32,
+    /// Freezing.
+    pub freeze: Freeze,
+    /// Shutting down.
+    pub shutdown: Shutdown,
+    /// Limits on what one request may use.
+    pub limits: Limits,
+    /// The audit log.
+    pub audit: Audit,
+    /// Accounts that the processes run as.
+    pub identities: Identities,
+    /// Where the host is met, unless the command line says otherwise.
+    pub channel: Channel,
+    /// Directory, best on a tmpfs, for what a restarted postern must know.
+    pub state: PathBuf,
+}
+
+impl Policy {
+    /// The broker's capabilities that this policy needs; see
+    /// [`crate::confine::caps`] for the mapping.
+    #[must_use]
+    pub fn needs(&self, act: Act) -> bool {
+        match act {
+            Act::Shutdown => self.commands.needs_act(act) && !self.shutdown.modes.is_empty(),
+            Act::Open => self.commands.needs_act(act) && !self.files.is_empty(),
+            Act::Freeze | Act::Thaw => self.commands.needs_act(act),
+        }
+    }
+}
+
+/// `[freeze]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Freeze {
+    /// The broker thaws by itself this long after a freeze began.
+    pub limit: Duration,
+}
+
+/// What a host may ask `guest-shutdown` for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum ShutdownMode {
+    /// Stop and switch off. The default on the wire.
+    Powerdown,
+    /// Stop and stay on.
+    Halt,
+    /// Stop and start again.
+    Reboot,
+}
+
+impl ShutdownMode {
+    /// Every mode, by number.
+    pub const ALL: [Self; 3] = [Self::Powerdown, Self::Halt, Self::Reboot];
+
+    /// Name on the wire and in the policy.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Powerdown => "powerdown",
+            Self::Halt => "halt",
+            Self::Reboot => "reboot",
+        }
+    }
+
+    /// The mode with this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.name() == name)
+    }
+}
+
+/// How the broker shuts the guest down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShutdownMethod {
+    /// Ask init in its own way; refuse where init is unknown. The default.
+    Init,
+    /// `sync(2)`, then `reboot(2)`.
+    Kernel,
+    /// As `Init` where init is known, else as `Kernel`.
+    Auto,
+}
+
+/// `[shutdown]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shutdown {
+    /// Modes that the host may ask for, without repeats.
+    pub modes: Vec<ShutdownMode>,
+    /// How they are done.
+    pub method: ShutdownMethod,
+}
+
+/// `[limits]`. Sizes in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest request. Ceiling and default 64 MiB, as stock's token limit.
+    pub message: u32,
+    /// Deepest nesting of a request. Ceiling and default 1024, as stock.
+    pub nesting: u32,
+    /// Longest string in a request. Ceiling and default 64 MiB, as stock.
+    pub string: u32,
+    /// Largest `count` of one read. Ceiling and default 48 MiB, as stock.
+    pub read: u32,
+    /// Files open at once. Default 64, ceiling 1024.
+    pub handles: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { message: 64 << 20, nesting: 1024, string: 64 << 20, read: 48 << 20, handles: 64 }
+    }
+}
+
+/// `[audit]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audit {
+    /// The log file; its directory belongs to the broker's account.
+    pub log: PathBuf,
+}
+
+/// An account by name and number, looked up when the policy was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// As written in the policy.
+    pub name: String,
+    /// User id, never 0.
+    pub uid: u32,
+    /// Primary group id, never 0.
+    pub gid: u32,
+}
+
+/// `[identities]`. `None` where the account is missing and the caller did not
+/// ask for it to be there (`policy check` as an ordinary user).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identities {
+    /// Worker, opener and spawner.
+    pub worker: Option<Account>,
+    /// Broker.
+    pub broker: Option<Account>,
+    /// Supplementary groups of worker, opener and spawner.
+    pub groups: Vec<u32>,
+}
+
+/// Where the host is met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Channel {
+    /// A virtio-serial port, such as
+    /// `/dev/virtio-ports/org.qemu.guest_agent.0`.
+    VirtioSerial(PathBuf),
+    /// A unix socket that postern makes and listens on.
+    UnixListen(PathBuf),
+}
+
+impl Channel {
+    /// The channel that `METHOD:PATH` names, as on the command line.
+    ///
+    /// # Errors
+    /// A text for the operator that says what is wrong and what to write.
+    pub fn from_text(text: &str) -> Result<Self, String> {
+        let Some((method, path)) = text.split_once(':') else {
+            return Err(format!(
+                "'{text}' is no channel; write METHOD:PATH, such as unix-listen:/run/postern/host.sock"
+            ));
+        };
+        Self::new(method, PathBuf::from(path))
+    }
+
+    /// The channel of a method and a path.
+    ///
+    /// # Errors
+    /// As [`Channel::from_text`].
+    pub fn new(method: &str, path: PathBuf) -> Result<Self, String> {
+        if !path.is_absolute() {
+            return Err(format!("channel path '{}' is not absolute; write it from / on", path.display()));
+        }
+        match method {
+            "virtio-serial" => Ok(Self::VirtioSerial(path)),
+            "unix-listen" => Ok(Self::UnixListen(path)),
+            _ => Err(format!("'{method}' is no channel method; postern has virtio-serial and unix-listen")),
+        }
+    }
+}

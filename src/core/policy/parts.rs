@@ -1,0 +1,47 @@
+//! What worker and opener are told of the policy: only their part.
+//!
+//! Trust: cut from the checked policy by the broker; the children take it as
+//! given, for who speaks on their first descriptor is their parent.
+
+use std::path::PathBuf;
+
+use super::rules::FileRule;
+use super::{Limits, Policy};
+use crate::catalogue::CommandSet;
+
+/// The worker's part: no path, no account, no log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerPart {
+    /// Commands that the host may use.
+    pub commands: CommandSet,
+    /// Limits on requests.
+    pub limits: Limits,
+}
+
+/// The opener's part: the file rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenerPart {
+    /// File rules, with the broker's numbering.
+    pub rules: Vec<FileRule>,
+    /// Permission bits of a created file.
+    pub create_mode: u32,
+}
+
+impl Policy {
+    /// What the worker is told.
+    #[must_use]
+    pub fn worker_part(&self) -> WorkerPart {
+        WorkerPart { commands: self.commands, limits: self.limits.clone() }
+    }
+
+    /// What the opener is told.
+    #[must_use]
+    pub fn opener_part(&self) -> OpenerPart {
+        OpenerPart { rules: self.files.clone(), create_mode: self.create_mode }
+    }
+
+    /// Every path that must exist, or be optional, for the opener to start.
+    pub fn file_paths(&self) -> impl Iterator<Item = &PathBuf> {
+        self.files.iter().map(|rule| &rule.path)
+    }
+}

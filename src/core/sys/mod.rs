@@ -1,0 +1,2 @@
+//! Fn
+pub mod fs;
