@@ -1,1 +1,448 @@
-//! stub
+//! What postern's processes say to each other, as data.
+//!
+//! The worker *asks* ([`Ask`]), the broker *answers* ([`Answer`]). The opener
+//! and the spawner are told ([`OpenerOrder`], [`SpawnerOrder`]) and report.
+//! A worker waits for the answer to each ask that has one before it asks
+//! again; the notes [`Answer::FreezeDone`], [`Answer::ThawDone`],
+//! [`Answer::Channel`] and [`Answer::Frozen`] may come between.
+//!
+//! Trust: everything a worker says may be a lie; everything an opener says is
+//! as good as its confinement; broker and spawner are believed.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::catalogue::{Command, CommandSet};
+use crate::ipc::{Bytes, List, Malformed, Reader, Wire, frames};
+use crate::policy::parts::{OpenerPart, WorkerPart};
+use crate::policy::rules::{FileRule, Mode, Rights, Types};
+use crate::policy::{Limits, ShutdownMode};
+
+/// Longest path in bytes, `PATH_MAX` of Linux without its final NUL.
+pub const MAX_PATH: usize = 4095;
+/// Longest text that one process gives another to show or to answer, in bytes.
+pub const MAX_TEXT: usize = 1024;
+/// Most mountpoints in one freeze list; 64 of the longest paths would not fit a
+/// frame, but so many long ones do not exist.
+pub const MAX_MOUNTPOINTS: usize = 256;
+
+/// A path as it stands in frames.
+pub type WirePath = Bytes<MAX_PATH>;
+/// A text as it stands in frames.
+pub type Text = Bytes<MAX_TEXT>;
+
+impl<const MAX: usize> Bytes<MAX> {
+    /// The bytes as a path.
+    #[must_use]
+    pub fn as_path(&self) -> &Path {
+        Path::new(OsStr::from_bytes(self.as_slice()))
+    }
+
+    /// The path's bytes, if they fit.
+    #[must_use]
+    pub fn from_path(path: &Path) -> Option<Self> {
+        Self::new(path.as_os_str().as_bytes())
+    }
+}
+
+macro_rules! numbered {
+    ($type:ty, $from:expr) => {
+        impl Wire for $type {
+            fn put(&self, out: &mut Vec<u8>) {
+                out.push(*self as u8);
+            }
+
+            fn take(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+                let convert: fn(u8) -> Option<Self> = $from;
+                convert(u8::take(from)?).ok_or(Malformed::Range)
+            }
+        }
+    };
+}
+
+numbered!(Command, Command::from_number);
+numbered!(Mode, |number| Mode::ALL.get(usize::from(number)).copied());
+numbered!(ShutdownMode, |number| ShutdownMode::ALL.get(usize::from(number)).copied());
+
+macro_rules! bits {
+    ($($type:ty),*) => {$(
+        impl Wire for $type {
+            fn put(&self, out: &mut Vec<u8>) {
+                self.bits().put(out);
+            }
+
+            fn take(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+                Self::from_bits(Wire::take(from)?).ok_or(Malformed::Range)
+            }
+        }
+    )*};
+}
+
+bits!(Rights, Types, CommandSet);
+
+/// Declares a small enumeration and its numbers in frames.
+macro_rules! choice {
+    ($(#[$outer:meta])* pub enum $name:ident { $( $(#[$inner:meta])* $variant:ident ),* $(,)? }) => {
+        $(#[$outer])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum $name { $( $(#[$inner])* $variant ),* }
+        impl $name {
+            /// Every value, by number.
+            pub const ALL: &'static [Self] = &[$( Self::$variant ),*];
+        }
+        numbered!($name, |number| $name::ALL.get(usize::from(number)).copied());
+    };
+}
+
+/// Declares a structure and how it stands in frames: its fields in order.
+macro_rules! record {
+    ($(#[$outer:meta])* pub struct $name:ident { $( $(#[$doc:meta])* pub $field:ident : $kind:ty ),* $(,)? }) => {
+        $(#[$outer])*
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct $name { $( $(#[$doc])* pub $field: $kind ),* }
+
+        impl Wire for $name {
+            fn put(&self, out: &mut Vec<u8>) {
+                $( self.$field.put(out); )*
+            }
+
+            fn take(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+                Ok(Self { $( $field: Wire::take(from)? ),* })
+            }
+        }
+    };
+}
+
+choice! {
+    /// What `guest-fsfreeze-status` answers.
+    pub enum FreezeState {
+        /// Nothing is frozen.
+        Thawed,
+        /// Frozen, or being frozen or thawed.
+        Frozen,
+        /// Something frozen could not be thawed.
+        Error,
+    }
+}
+
+choice! {
+    /// Why the worker refused a known command by itself.
+    pub enum Denial {
+        /// The policy does not allow it.
+        Policy,
+        /// It is not safe while frozen.
+        WhileFrozen,
+        /// postern does not offer it.
+        NotOffered,
+    }
+}
+
+choice! {
+    /// Who stopped an open.
+    pub enum Barrier {
+        /// The broker, by the policy's rules on the requested path.
+        Broker,
+        /// The opener, by the policy's rules on the opened object.
+        Opener,
+        /// The kernel: Landlock, or the permissions of the account.
+        Kernel,
+        /// The audit log, which could not take the record.
+        Audit,
+    }
+}
+
+choice! {
+    /// A child that the spawner can start.
+    pub enum Role {
+        /// Opens files.
+        Opener,
+        /// Speaks with the host.
+        Worker,
+    }
+}
+
+choice! {
+    /// How a channel behaves.
+    pub enum ChannelKind {
+        /// A stream socket: end of file means that the host is gone for good.
+        Stream,
+        /// A virtio-serial port: end of file means that no host is attached
+        /// now.
+        Port,
+    }
+}
+
+record! {
+    /// What a child found of its own barriers.
+    pub struct Standing {
+        /// Landlock's ABI as enforced.
+        pub landlock_abi: u8,
+        /// Optional rules whose path was not there, by number.
+        pub missing: List<u16, 1024>,
+    }
+}
+
+record! {
+    /// What the opener saw of an object, at the open.
+    pub struct Facts {
+        /// Path that the kernel resolved.
+        pub path: WirePath,
+        /// Device.
+        pub device: u64,
+        /// Inode.
+        pub inode: u64,
+        /// Type and permission bits.
+        pub mode: u32,
+        /// Owner.
+        pub uid: u32,
+        /// Group.
+        pub gid: u32,
+        /// Size in bytes, after truncation.
+        pub size: u64,
+        /// Number of names.
+        pub links: u64,
+        /// Whether this open made the file.
+        pub created: bool,
+        /// The rule that allowed the resolved path.
+        pub rule: u16,
+    }
+}
+
+record! {
+    /// What a worker says it did with a handle. Its own word.
+    pub struct Use {
+        /// Bytes read.
+        pub read: u64,
+        /// Bytes written.
+        pub written: u64,
+        /// Calls of read, write and seek.
+        pub calls: u64,
+    }
+}
+
+impl Wire for Limits {
+    fn put(&self, out: &mut Vec<u8>) {
+        for limit in [self.message, self.nesting, self.string, self.read, self.handles] {
+            limit.put(out);
+        }
+    }
+
+    fn take(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Self {
+            message: u32::take(from)?,
+            nesting: u32::take(from)?,
+            string: u32::take(from)?,
+            read: u32::take(from)?,
+            handles: u32::take(from)?,
+        })
+    }
+}
+
+impl Wire for WorkerPart {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.commands.put(out);
+        self.limits.put(out);
+    }
+
+    fn take(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Self { commands: Wire::take(from)?, limits: Wire::take(from)? })
+    }
+}
+
+frames! {
+    /// Worker → broker.
+    pub enum Ask {
+        /// First: confined and ready for a channel.
+        1 Ready { standing: Standing },
+        /// Instead of the first: could not be confined.
+        2 Unconfined { why: Text },
+        /// Open a file. Answer: `Opened` or `NotOpened`.
+        3 Open { path: WirePath, mode: Mode },
+        /// A handle was closed. No answer.
+        4 Closed { handle: u64, used: Use },
+        /// Freeze. Answer: `Begun` or `Refused`, and a `FreezeDone` later.
+        5 Freeze { only: Option<List<WirePath, MAX_MOUNTPOINTS>> },
+        /// Thaw. Answer: `Begun` or `Refused`, and a `ThawDone` later.
+        6 Thaw {},
+        /// Answer: `Status`.
+        7 Status {},
+        /// Shut down. Answer: `ShutDown` or `Refused`.
+        8 Shutdown { mode: ShutdownMode },
+        /// The host left; the channel's descriptor is closed. No answer.
+        9 HostGone {},
+        /// A known command was refused. No answer.
+        10 Denied { command: Bytes<64>, why: Denial },
+        /// How often the commands that are counted came since the last count.
+        /// No answer.
+        11 Counted { commands: List<Count, 64> },
+        /// Last words of a worker that panicked. No answer.
+        12 Panicked { message: Text },
+    }
+}
+
+record! {
+    /// How often a command came.
+    pub struct Count {
+        /// The command.
+        pub command: Command,
+        /// How often.
+        pub times: u64,
+    }
+}
+
+frames! {
+    /// Broker → worker.
+    pub enum Answer {
+        /// First: the worker's part of the policy.
+        1 Setup { part: WorkerPart, frozen: bool },
+        /// A host is there. Note.
+        2 Channel { kind: ChannelKind } + fd,
+        /// The file, under a handle that was never used before.
+        3 Opened { handle: u64 } + fd,
+        /// The open failed with this error number.
+        4 NotOpened { errno: i32 },
+        /// The act has begun.
+        5 Begun {},
+        /// The act is refused; the text is for the host.
+        6 Refused { why: Text },
+        /// A freeze has ended: how many filesystems. Note.
+        7 FreezeDone { count: u64 },
+        /// A freeze has failed; all is thawed again. Note.
+        8 FreezeFailed { why: Text },
+        /// A thaw has ended: how many filesystems. Note.
+        9 ThawDone { count: u64 },
+        /// A thaw has failed. Note.
+        10 ThawFailed { why: Text },
+        /// What is frozen.
+        11 Status { state: FreezeState },
+        /// Shutting down; no reply is due to the host.
+        12 ShuttingDown {},
+        /// Only frozen-safe commands from now on, or all again. Note.
+        13 Frozen { frozen: bool },
+        /// Say `Counted`, then end. Note.
+        14 End {},
+    }
+}
+
+frames! {
+    /// Broker → opener.
+    pub enum OpenerOrder {
+        /// First: how many rules follow, and the mode of created files.
+        1 Setup { rules: u16, create_mode: u32 },
+        /// One rule, with as many exceptions following.
+        2 Rule { path: WirePath, rights: Rights, types: Types, optional: bool, except: u16 },
+        /// One exception of the rule before.
+        3 Except { path: WirePath },
+        /// Open. Report: `Opened` or `NotOpened`.
+        4 Open { id: u64, path: WirePath, mode: Mode },
+    }
+}
+
+frames! {
+    /// Opener → broker.
+    pub enum OpenerReport {
+        /// Confined and ready.
+        1 Ready { standing: Standing },
+        /// Could not be confined.
+        2 Unconfined { why: Text },
+        /// The file.
+        3 Opened { id: u64, facts: Facts } + fd,
+        /// No file: error number, who stopped it, and the path that the
+        /// kernel resolved, if it got so far.
+        4 NotOpened { id: u64, errno: i32, by: Barrier, resolved: Option<WirePath> },
+        /// Last words of an opener that panicked.
+        5 Panicked { message: Text },
+    }
+}
+
+frames! {
+    /// Broker → spawner.
+    pub enum SpawnerOrder {
+        /// First: how far to go.
+        1 Setup { identity: Option<Identity> },
+        /// Start a child with this socket.
+        2 Spawn { role: Role, id: u32 } + fd,
+        /// Kill a child.
+        3 Kill { id: u32 },
+    }
+}
+
+record! {
+    /// Who the spawner and its children are to be.
+    pub struct Identity {
+        /// User.
+        pub uid: u32,
+        /// Primary group.
+        pub gid: u32,
+        /// Supplementary groups.
+        pub groups: List<u32, 64>,
+    }
+}
+
+frames! {
+    /// Spawner → broker.
+    pub enum SpawnerReport {
+        /// Confined and ready.
+        1 Ready { standing: Standing },
+        /// Could not be confined.
+        2 Unconfined { why: Text },
+        /// The child is born.
+        3 Spawned { id: u32 },
+        /// It is not.
+        4 NotSpawned { id: u32, errno: i32 },
+        /// A child ended: exit status, or the signal that killed it.
+        5 Died { id: u32, signal: Option<i32>, status: i32 },
+    }
+}
+
+impl OpenerPart {
+    /// The orders that tell an opener this part.
+    ///
+    /// # Errors
+    /// The path that is too long for a frame; the policy's checks refuse such.
+    pub fn orders(&self) -> Result<Vec<OpenerOrder>, PathBuf> {
+        let wire = |path: &PathBuf| WirePath::from_path(path).ok_or_else(|| path.clone());
+        let count = |length: usize| u16::try_from(length).unwrap_or(u16::MAX);
+        let mut orders = vec![OpenerOrder::Setup { rules: count(self.rules.len()), create_mode: self.create_mode }];
+        for rule in &self.rules {
+            orders.push(OpenerOrder::Rule {
+                path: wire(&rule.path)?,
+                rights: rule.rights,
+                types: rule.types,
+                optional: rule.optional,
+                except: count(rule.except.len()),
+            });
+            for except in &rule.except {
+                orders.push(OpenerOrder::Except { path: wire(except)? });
+            }
+        }
+        Ok(orders)
+    }
+
+    /// The part that these orders tell: the reverse of [`Self::orders`].
+    ///
+    /// # Errors
+    /// [`Malformed::Range`] if an order is out of place; what `next` fails with.
+    pub fn from_orders<E: From<Malformed>>(mut next: impl FnMut() -> Result<OpenerOrder, E>) -> Result<Self, E> {
+        let OpenerOrder::Setup { rules, create_mode } = next()? else { return Err(Malformed::Range.into()) };
+        let mut part = Self { rules: Vec::new(), create_mode };
+        for _ in 0..rules {
+            let OpenerOrder::Rule { path, rights, types, optional, except } = next()? else {
+                return Err(Malformed::Range.into());
+            };
+            let mut rule = FileRule { path: path.as_path().to_owned(), rights, except: Vec::new(), optional, types };
+            for _ in 0..except {
+                let OpenerOrder::Except { path } = next()? else { return Err(Malformed::Range.into()) };
+                rule.except.push(path.as_path().to_owned());
+            }
+            part.rules.push(rule);
+        }
+        Ok(part)
+    }
+}
+
+/// How long the broker lets a child take for its first word.
+pub const BIRTH_LIMIT: Duration = Duration::from_secs(10);

@@ -1,1 +1,92 @@
-//! stub
+//! The opener: opens files for the broker, as the policy's account, inside a
+//! Landlock domain of exactly the policy's paths.
+//!
+//! It looks at what a path names (`O_PATH`, no side effect), asks the policy's
+//! rules about the path that the kernel *resolved* and about the object's type,
+//! and only then opens that same object. Landlock asks once more.
+//!
+//! Trust: orders come from the broker, the paths in them from the host. Not
+//! reachable from the worker.
+#![forbid(unsafe_code)]
+
+mod open;
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::{Mode as Permissions, umask};
+use postern_core::confine::{self, Confined, filters};
+use postern_core::ipc::{Pipe, ReceiveError};
+use postern_core::messages::{OpenerOrder, OpenerReport, Text, WirePath};
+use postern_core::policy::parts::OpenerPart;
+use postern_core::sys::descriptors;
+
+use open::Opener;
+
+type Broker = Pipe<OpenerReport, OpenerOrder>;
+
+/// Why an opener ended; the number is its exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The broker closed the pipe: the ordinary end.
+    BrokerGone = 0,
+    /// The broker spoke nonsense, or the pipe failed.
+    BrokerBroken = 1,
+    /// A barrier could not be put up; the broker was told.
+    Unconfined = 4,
+}
+
+/// Runs an opener on the descriptors that it was born with; see
+/// [`filters`] for their numbers.
+#[must_use]
+pub fn run() -> End {
+    let Ok(socket) = descriptors::inherited(filters::BROKER) else { return End::BrokerBroken };
+    let mut broker = Broker::new(socket);
+    let part = match OpenerPart::from_orders(|| broker.receive().map(|received| received.message)) {
+        Ok(part) => part,
+        Err(ReceiveError::Closed) => return End::BrokerGone,
+        Err(_) => return End::BrokerBroken,
+    };
+    let (proc_self_fd, confined) = match prepare(&part) {
+        Ok(prepared) => prepared,
+        Err(why) => {
+            let _ = broker.send(&OpenerReport::Unconfined { why: Text::cut(why.to_string().as_bytes()) }, None);
+            return End::Unconfined;
+        }
+    };
+    serve(&mut broker, &Opener::new(part, proc_self_fd), &confined)
+}
+
+fn prepare(part: &OpenerPart) -> Result<(OwnedFd, Confined), confine::ConfineError> {
+    let proc_self_fd = nix::fcntl::open("/proc/self/fd", OFlag::O_PATH | OFlag::O_CLOEXEC, Permissions::empty())
+        .map_err(std::io::Error::from)
+        .and_then(|directory| descriptors::move_to(directory, filters::PROC_SELF_FD))
+        .map_err(|why| confine::ConfineError::Call { what: "opening /proc/self/fd", why })?;
+    // The policy says which mode a created file gets, whatever the umask.
+    umask(Permissions::empty());
+    Ok((proc_self_fd, confine::opener(part)?))
+}
+
+fn serve(broker: &mut Broker, opener: &Opener, confined: &Confined) -> End {
+    if broker.send(&OpenerReport::Ready { standing: confined.standing.clone() }, None).is_err() {
+        return End::BrokerBroken;
+    }
+    loop {
+        let (id, path, mode) = match broker.receive().map(|received| received.message) {
+            Ok(OpenerOrder::Open { id, path, mode }) => (id, path, mode),
+            Err(ReceiveError::Closed) => return End::BrokerGone,
+            Ok(_) | Err(_) => return End::BrokerBroken,
+        };
+        let sent = match opener.open(path.as_path(), mode) {
+            Ok((file, facts)) => broker.send(&OpenerReport::Opened { id, facts }, Some(file.as_fd())),
+            Err(refusal) => {
+                let resolved = refusal.resolved.as_deref().and_then(WirePath::from_path);
+                let report = OpenerReport::NotOpened { id, errno: refusal.errno as i32, by: refusal.by, resolved };
+                broker.send(&report, None)
+            }
+        };
+        if sent.is_err() {
+            return End::BrokerBroken;
+        }
+    }
+}

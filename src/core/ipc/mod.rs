@@ -1,1 +1,199 @@
-//! stub
+//! The socketpairs between postern's processes: one frame, one packet.
+//!
+//! A [`Pipe`] is one typed end of a `SOCK_SEQPACKET` pair: what it can send and
+//! what it can receive are types, and the two ends face each other. A frame is
+//! decoded in full or refused: exact length, every number in range, a
+//! descriptor exactly where the message carries one.
+//!
+//! Trust: the peer may be hostile. Whatever it sends costs at most one buffer
+//! of [`MAX_FRAME`] bytes and a refusal.
+
+mod codec;
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixCredentials, recvmsg, send,
+    sendmsg, setsockopt, socketpair, sockopt,
+};
+
+pub(crate) use codec::frames;
+pub use codec::{Bytes, List, Malformed, Reader, Wire};
+
+use crate::sys::descriptors::received;
+
+/// Largest frame in bytes: a freeze list of the largest size fits.
+pub const MAX_FRAME: usize = 64 * 1024;
+
+/// A message that is a whole frame.
+pub trait Frame: Wire {
+    /// Whether this message carries a descriptor.
+    fn carries_descriptor(&self) -> bool;
+}
+
+/// What the kernel says of a message's sender, in the receiver's PID namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sender {
+    /// Process id.
+    pub pid: i32,
+    /// User id.
+    pub uid: u32,
+}
+
+/// A message with what came beside it.
+#[derive(Debug)]
+pub struct Received<In> {
+    /// The message.
+    pub message: In,
+    /// The descriptor, if the message carries one.
+    pub descriptor: Option<OwnedFd>,
+    /// The sender, on an end made with [`Pipe::pair`].
+    pub sender: Option<Sender>,
+}
+
+/// Why nothing was received.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// The other end is closed.
+    #[error("the other end is closed")]
+    Closed,
+    /// Nothing is there, on a receive that does not wait.
+    #[error("nothing to receive")]
+    Empty,
+    /// What came is not a message. The sender is hostile or another version.
+    #[error("malformed frame: {0}")]
+    Malformed(#[from] Malformed),
+    /// The socket failed.
+    #[error("receive failed: {0}")]
+    Socket(#[source] Errno),
+}
+
+/// One end of a socketpair that sends `Out` and receives `In`.
+#[derive(Debug)]
+pub struct Pipe<Out, In> {
+    socket: OwnedFd,
+    /// `MSG_DONTWAIT` on the parent's end, which must never hang for a child
+    /// that does not read.
+    sending: MsgFlags,
+    /// Where frames arrive; kept, for clearing it costs more than the call.
+    buffer: Vec<u8>,
+    types: PhantomData<fn(Out) -> In>,
+}
+
+impl<Out: Frame, In: Frame> Pipe<Out, In> {
+    /// A pair: this end, and the one to hand to a child. This end learns each
+    /// sender's process id from the kernel.
+    ///
+    /// # Errors
+    /// As socketpair(2).
+    pub fn pair() -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        setsockopt(&ours, sockopt::PassCred, &true)?;
+        let mut ours = Self::new(ours);
+        ours.sending |= MsgFlags::MSG_DONTWAIT;
+        Ok((ours, theirs))
+    }
+
+    /// The end that a child was handed.
+    #[must_use]
+    pub fn new(socket: OwnedFd) -> Self {
+        Self { socket, sending: MsgFlags::MSG_NOSIGNAL, buffer: vec![0; MAX_FRAME], types: PhantomData }
+    }
+
+    /// Sends one message. The parent's end does not wait for room.
+    ///
+    /// # Errors
+    /// `EAGAIN` if the child's side is full, `EPIPE` if it is closed, `EINVAL`
+    /// if the descriptor is not what the message carries.
+    pub fn send(&self, message: &Out, descriptor: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+        if descriptor.is_some() != message.carries_descriptor() {
+            return Err(Errno::EINVAL);
+        }
+        let mut frame = Vec::with_capacity(512);
+        message.put(&mut frame);
+        let Some(descriptor) = descriptor else {
+            return send(self.socket.as_raw_fd(), &frame, self.sending).map(drop);
+        };
+        let rights = [descriptor.as_raw_fd()];
+        sendmsg::<()>(
+            self.socket.as_raw_fd(),
+            &[IoSlice::new(&frame)],
+            &[ControlMessage::ScmRights(&rights)],
+            self.sending,
+            None,
+        )
+        .map(drop)
+    }
+
+    /// Waits for one message.
+    ///
+    /// # Errors
+    /// See [`ReceiveError`].
+    pub fn receive(&mut self) -> Result<Received<In>, ReceiveError> {
+        self.receive_with(MsgFlags::empty())
+    }
+
+    /// One message if one is there.
+    ///
+    /// # Errors
+    /// See [`ReceiveError`].
+    pub fn try_receive(&mut self) -> Result<Received<In>, ReceiveError> {
+        self.receive_with(MsgFlags::MSG_DONTWAIT)
+    }
+
+    fn receive_with(&mut self, flags: MsgFlags) -> Result<Received<In>, ReceiveError> {
+        let mut control = nix::cmsg_space!([RawFd; 1], UnixCredentials);
+        let mut descriptor = None;
+        let mut sender = None;
+        let length = loop {
+            let mut parts = [IoSliceMut::new(&mut self.buffer)];
+            let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
+            match recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut control), flags) {
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Err(ReceiveError::Empty),
+                Err(Errno::ECONNRESET) => return Err(ReceiveError::Closed),
+                Err(errno) => return Err(ReceiveError::Socket(errno)),
+                Ok(packet) => {
+                    // Take what was passed first, so that it is closed even if
+                    // the frame is refused.
+                    for message in packet.cmsgs().map_err(ReceiveError::Socket)? {
+                        match message {
+                            ControlMessageOwned::ScmRights(numbers) => {
+                                for number in numbers {
+                                    descriptor = Some(received(number));
+                                }
+                            }
+                            ControlMessageOwned::ScmCredentials(from) => {
+                                sender = Some(Sender { pid: from.pid(), uid: from.uid() });
+                            }
+                            _ => {}
+                        }
+                    }
+                    if packet.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+                        return Err(Malformed::TooLong.into());
+                    }
+                    break packet.bytes;
+                }
+            }
+        };
+        if length == 0 {
+            // Our frames are never empty: the peer is gone, or sends what no
+            // honest one does; either way there is nothing more to hear.
+            return Err(ReceiveError::Closed);
+        }
+        let message = In::whole(&self.buffer[..length])?;
+        if message.carries_descriptor() != descriptor.is_some() {
+            return Err(Malformed::Descriptor.into());
+        }
+        Ok(Received { message, descriptor, sender })
+    }
+}
+
+impl<Out, In> AsFd for Pipe<Out, In> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

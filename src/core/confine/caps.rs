@@ -1,0 +1,72 @@
+//! Capabilities: which the broker's acts need, and the five sets.
+
+use caps::{CapSet, Capability, CapsHashSet};
+
+use super::ConfineError;
+use crate::catalogue::Act;
+use crate::policy::{Policy, ShutdownMethod};
+
+/// The broker's capabilities under `policy`. `init_known` says whether the
+/// guest's init is one that postern can ask; it matters for
+/// `shutdown.method = "auto"` only.
+///
+/// | act | capability | why |
+/// |---|---|---|
+/// | freeze, thaw | `CAP_SYS_ADMIN` | `FIFREEZE`, `FITHAW` |
+/// | freeze, thaw | `CAP_DAC_READ_SEARCH` | opening mountpoints that are closed to others |
+/// | shutdown through init | `CAP_KILL` | signalling PID 1 |
+/// | shutdown by the kernel | `CAP_SYS_BOOT` | `reboot(2)` |
+#[must_use]
+pub fn broker(policy: &Policy, init_known: bool) -> Vec<Capability> {
+    let mut needed = Vec::new();
+    if policy.needs(Act::Freeze) || policy.needs(Act::Thaw) {
+        needed.extend([Capability::CAP_DAC_READ_SEARCH, Capability::CAP_SYS_ADMIN]);
+    }
+    if policy.needs(Act::Shutdown) {
+        needed.push(match policy.shutdown.method {
+            ShutdownMethod::Kernel => Capability::CAP_SYS_BOOT,
+            ShutdownMethod::Auto if !init_known => Capability::CAP_SYS_BOOT,
+            ShutdownMethod::Init | ShutdownMethod::Auto => Capability::CAP_KILL,
+        });
+    }
+    needed
+}
+
+fn failed(set: &'static str) -> impl Fn(caps::errors::CapsError) -> ConfineError {
+    move |why| ConfineError::Capabilities { set, why }
+}
+
+/// Checks that what is to be kept is there.
+///
+/// # Errors
+/// [`ConfineError::Lacking`].
+pub(super) fn require(needed: &[Capability]) -> Result<(), ConfineError> {
+    let held = caps::read(None, CapSet::Permitted).map_err(failed("permitted"))?;
+    needed.iter().find(|needed| !held.contains(needed)).map_or(Ok(()), |&lacking| Err(ConfineError::Lacking(lacking)))
+}
+
+/// Takes all but `kept` out of the bounding set, while still able to.
+///
+/// # Errors
+/// [`ConfineError::Capabilities`].
+pub(super) fn drop_bounding(kept: &[Capability]) -> Result<(), ConfineError> {
+    for capability in caps::runtime::thread_all_supported() {
+        if !kept.contains(&capability) {
+            caps::drop(None, CapSet::Bounding, capability).map_err(failed("bounding"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Keeps exactly `kept` permitted and effective; nothing inheritable, nothing
+/// ambient.
+///
+/// # Errors
+/// [`ConfineError::Capabilities`].
+pub(super) fn keep_only(kept: &[Capability]) -> Result<(), ConfineError> {
+    let kept: CapsHashSet = kept.iter().copied().collect();
+    caps::clear(None, CapSet::Ambient).map_err(failed("ambient"))?;
+    caps::clear(None, CapSet::Inheritable).map_err(failed("inheritable"))?;
+    caps::set(None, CapSet::Effective, &kept).map_err(failed("effective"))?;
+    caps::set(None, CapSet::Permitted, &kept).map_err(failed("permitted"))
+}

@@ -1,0 +1,363 @@
+//! Which calls each process may make, with the reason for each: data, computed
+//! from the policy's parts.
+//!
+//! Descriptors have fixed numbers, so that rules can name them:
+//!
+//! | process | 0, 1, 2 | 3 | 4 | others |
+//! |---|---|---|---|---|
+//! | spawner | `/dev/null` | broker | its own file | a child's socket, in passing |
+//! | opener | `/dev/null` | broker | `/proc/self/fd` | the object being opened |
+//! | worker | `/dev/null` | broker | epoll | the channel, the host's files |
+//!
+//! The broker was started by a person or an init and keeps their 0, 1, 2.
+
+use std::os::fd::RawFd;
+
+use nix::fcntl::OFlag;
+
+use super::seccomp::{Rule, When, permit};
+use crate::catalogue::{Call, Command, CommandSet};
+use crate::policy::Limits;
+use crate::policy::parts::{OpenerPart, WorkerPart};
+use crate::policy::rules::{FileRule, Mode, Rights, Types};
+
+/// The broker's end, in every child.
+pub const BROKER: RawFd = 3;
+/// The spawner's own file.
+pub const EXECUTABLE: RawFd = 4;
+/// The opener's `/proc/self/fd`, for asking what a descriptor is and for
+/// opening it anew.
+pub const PROC_SELF_FD: RawFd = 4;
+/// The worker's epoll instance.
+pub const EPOLL: RawFd = 4;
+
+/// The dynamic loader, which the kernel executes beside a binary that is not
+/// static. From the ABI documents of each architecture.
+pub const LOADER: Option<&str> = if cfg!(target_feature = "crt-static") {
+    None
+} else if cfg!(target_arch = "aarch64") {
+    Some("/lib/ld-linux-aarch64.so.1")
+} else {
+    Some("/lib64/ld-linux-x86-64.so.2")
+};
+
+/// How the opener looks at an object before it opens it.
+pub const LOOK: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
+
+/// How the opener opens an existing object in a mode.
+#[must_use]
+pub const fn reopen_flags(mode: Mode) -> OFlag {
+    let access = match (mode.reads(), mode.writes()) {
+        (true, true) => OFlag::O_RDWR,
+        (false, _) => OFlag::O_WRONLY,
+        (true, false) => OFlag::O_RDONLY,
+    };
+    let common = OFlag::O_CLOEXEC.union(OFlag::O_NOCTTY).union(OFlag::O_NONBLOCK);
+    let append = if mode.appends() { OFlag::O_APPEND } else { OFlag::empty() };
+    let truncate = if mode.truncates() { OFlag::O_TRUNC } else { OFlag::empty() };
+    access.union(common).union(append).union(truncate)
+}
+
+/// How the opener makes a new file in a mode.
+#[must_use]
+pub const fn create_flags(mode: Mode) -> OFlag {
+    reopen_flags(mode).difference(OFlag::O_TRUNC).union(OFlag::O_CREAT).union(OFlag::O_EXCL).union(OFlag::O_NOFOLLOW)
+}
+
+/// How the broker opens directories: mountpoints, log and state directory.
+pub const OPEN_DIRECTORY: OFlag =
+    OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC).union(OFlag::O_NONBLOCK);
+/// How the broker opens a file of its own to read it.
+pub const OPEN_OWN: OFlag = OFlag::O_RDONLY.union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW).union(OFlag::O_NONBLOCK);
+/// How the broker opens its log: at its end, for good.
+pub const OPEN_LOG: OFlag = OFlag::O_WRONLY
+    .union(OFlag::O_APPEND)
+    .union(OFlag::O_CREAT)
+    .union(OFlag::O_CLOEXEC)
+    .union(OFlag::O_NOFOLLOW)
+    .union(OFlag::O_NONBLOCK);
+/// How the broker makes a state file. `O_APPEND` so that no writable
+/// descriptor of the broker can overwrite its log.
+pub const CREATE_STATE: OFlag = OFlag::O_WRONLY
+    .union(OFlag::O_APPEND)
+    .union(OFlag::O_CREAT)
+    .union(OFlag::O_EXCL)
+    .union(OFlag::O_CLOEXEC)
+    .union(OFlag::O_NOFOLLOW);
+
+/// An `int` argument as the kernel compares it.
+const fn int(value: i32) -> u32 {
+    value.cast_unsigned()
+}
+
+const fn flags(value: OFlag) -> u32 {
+    int(value.bits())
+}
+
+/// What every process needs to live and to die well.
+fn common() -> Vec<Rule> {
+    let pid = std::process::id();
+    vec![
+        permit!(close, "closing what it holds"),
+        permit!(brk, "memory"),
+        permit!(
+            mmap,
+            [When::Lacks(2, int(libc::PROT_EXEC)), When::Has(3, int(libc::MAP_ANONYMOUS))],
+            "memory, never code, never a file"
+        ),
+        permit!(munmap, "memory"),
+        permit!(mremap, "growing a buffer"),
+        permit!(madvise, "giving memory back"),
+        permit!(restart_syscall, "going on after SIGSTOP and SIGCONT"),
+        permit!(rt_sigprocmask, "abort() after a panic"),
+        permit!(gettid, "abort() after a panic"),
+        permit!(getpid, "abort() after a panic"),
+        permit!(tgkill, [When::Is(0, pid), When::Is(2, int(libc::SIGABRT))], "abort() after a panic"),
+        permit!(exit_group, "ending"),
+    ]
+}
+
+/// A worker's filter.
+#[must_use]
+pub fn worker(part: &WorkerPart) -> Vec<Rule> {
+    let mut rules = common();
+    rules.extend([
+        permit!(read, "reading the channel and the host's files"),
+        permit!(write, "writing the channel and the host's files"),
+        permit!(recvmsg, [When::Is(0, int(BROKER))], "the broker's answers; no one else may pass descriptors"),
+        permit!(sendto, [When::Is(0, int(BROKER)), When::Is(5, 0)], "asking the broker, without descriptors"),
+        permit!(epoll_ctl, [When::Is(0, int(EPOLL))], "watching the channel"),
+        permit!(epoll_pwait, [When::Is(0, int(EPOLL))], "waiting for channel and broker"),
+        permit!(ppoll, "waiting for room in the channel"),
+    ]);
+    #[cfg(target_arch = "x86_64")]
+    rules.extend([
+        permit!(epoll_wait, [When::Is(0, int(EPOLL))], "waiting for channel and broker"),
+        permit!(poll, "waiting for room in the channel"),
+    ]);
+    if part.commands.needs_call(Call::Seek) || part.commands.contains(Command::FileOpen) {
+        rules.push(permit!(lseek, "seeking in a file; the place of a file opened to append"));
+    }
+    rules
+}
+
+/// An opener's filter.
+#[must_use]
+pub fn opener(part: &OpenerPart) -> Vec<Rule> {
+    let mut rules = common();
+    rules.extend([
+        permit!(recvmsg, [When::Is(0, int(BROKER))], "the broker's orders"),
+        permit!(sendto, [When::Is(0, int(BROKER)), When::Is(5, 0)], "reporting to the broker"),
+        permit!(sendmsg, [When::Is(0, int(BROKER))], "handing a descriptor to the broker"),
+        permit!(
+            openat,
+            [When::Is(0, int(libc::AT_FDCWD)), When::Is(2, flags(LOOK))],
+            "looking at what a path names, without opening it"
+        ),
+        permit!(fstat, "the facts of an object, by descriptor"),
+        permit!(readlinkat, [When::Is(0, int(PROC_SELF_FD))], "the path that the kernel resolved"),
+    ]);
+    let mut seen = Vec::new();
+    for mode in Mode::ALL {
+        let on_existing = part.rules.iter().any(|rule| mode.allowed_on_existing(rule.rights));
+        let reopen = flags(reopen_flags(mode));
+        if on_existing && !seen.contains(&reopen) {
+            seen.push(reopen);
+            rules.push(permit!(
+                openat,
+                [When::Is(0, int(PROC_SELF_FD)), When::Is(2, reopen)],
+                "opening the object that was looked at, as a rule's rights allow"
+            ));
+        }
+        let on_missing = part.rules.iter().any(|rule| mode.allowed_on_missing(rule.rights));
+        let create = flags(create_flags(mode));
+        if on_missing && !seen.contains(&create) {
+            seen.push(create);
+            rules.push(permit!(
+                openat,
+                [When::Is(2, create), When::Is(3, part.create_mode)],
+                "making a new file in a directory that was looked at, with the policy's mode"
+            ));
+        }
+    }
+    rules
+}
+
+/// What the broker's acts come down to, under a policy and an init.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BrokerNeeds {
+    /// Whether it freezes, thaws.
+    pub freeze: bool,
+    /// Signals that it may send to PID 1.
+    pub signals: Vec<i32>,
+    /// Commands that it may give `reboot(2)`.
+    pub reboots: Vec<i32>,
+    /// Whether it listens for hosts on a socket.
+    pub listens: bool,
+}
+
+/// The broker's filter, for all its threads.
+#[must_use]
+pub fn broker(needs: &BrokerNeeds) -> Vec<Rule> {
+    let mut rules = common();
+    rules.extend([
+        permit!(read, "signals and the engine's notes"),
+        permit!(write, "the log, at its end by how it was opened; stderr; waking the loop"),
+        permit!(writev, "stderr"),
+        permit!(pread64, "mountinfo, the log's last record, state files"),
+        permit!(recvmsg, "asks and reports"),
+        permit!(sendto, "answers and orders"),
+        permit!(sendmsg, "handing descriptors on; journald"),
+        permit!(ppoll, "waiting"),
+        permit!(
+            socketpair,
+            [When::Is(0, int(libc::AF_UNIX)), When::Is(1, int(libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC))],
+            "a new child's socket"
+        ),
+        permit!(
+            setsockopt,
+            [When::Is(1, int(libc::SOL_SOCKET)), When::Is(2, int(libc::SO_PASSCRED))],
+            "learning a new child's process id"
+        ),
+        permit!(futex, "between its threads"),
+        permit!(sched_yield, "between its threads"),
+        permit!(clock_gettime, "the time, where the vDSO does not tell it"),
+        permit!(getrandom, "seeds of the standard library's tables"),
+        permit!(
+            openat,
+            [When::Is(2, flags(OPEN_DIRECTORY))],
+            "mountpoints, log and state directory: Landlock lets it list, no more"
+        ),
+        permit!(
+            openat,
+            [When::Is(2, flags(OPEN_OWN))],
+            "its log's last record, its state files: Landlock lets it read no other"
+        ),
+        permit!(
+            openat,
+            [When::Is(2, flags(OPEN_LOG)), When::Is(3, 0o600)],
+            "its log after a rotation, only ever at its end"
+        ),
+        permit!(openat, [When::Is(2, flags(CREATE_STATE)), When::Is(3, 0o600)], "its state files, only ever new"),
+        permit!(fstat, "whose a file is"),
+        permit!(statx, "which mount a descriptor is on"),
+        permit!(renameat, "replacing a state file"),
+        permit!(unlinkat, "removing a state file"),
+        permit!(fcntl, [When::Is(1, int(libc::F_GETFD))], "the standard library's checks in debug builds"),
+    ]);
+    #[cfg(target_arch = "x86_64")]
+    rules.push(permit!(poll, "waiting"));
+    if needs.listens {
+        rules.push(permit!(accept4, "the next host"));
+        rules.push(permit!(
+            getsockopt,
+            [When::Is(1, int(libc::SOL_SOCKET)), When::Is(2, int(libc::SO_PEERCRED))],
+            "who the host is"
+        ));
+    }
+    if needs.freeze {
+        rules.push(permit!(ioctl, [When::Is(1, crate::sys::fs::FIFREEZE)], "freezing a filesystem"));
+        rules.push(permit!(ioctl, [When::Is(1, crate::sys::fs::FITHAW)], "thawing a filesystem"));
+    }
+    for &signal in &needs.signals {
+        rules.push(permit!(kill, [When::Is(0, 1), When::Is(1, int(signal))], "asking init to shut down"));
+    }
+    if !needs.reboots.is_empty() {
+        rules.push(permit!(sync, "before the kernel shuts down"));
+    }
+    for &command in &needs.reboots {
+        rules.push(permit!(
+            reboot,
+            [When::Is(0, int(libc::LINUX_REBOOT_MAGIC1)), When::Is(2, int(command))],
+            "shutting down as the policy chose"
+        ));
+    }
+    rules
+}
+
+/// The spawner's filter. Filters stack and children inherit this one, so it
+/// holds what it does itself, what a child does from birth to its own filter,
+/// and whatever any child's own filter may hold.
+#[must_use]
+pub fn spawner() -> Vec<Rule> {
+    let everything: CommandSet = Command::all().collect();
+    let any_worker = WorkerPart { commands: everything, limits: Limits::default() };
+    let rights = Rights::NAMED.iter().fold(Rights::NONE, |all, (right, _)| all.with(*right));
+    let any_rule = FileRule { path: "/".into(), rights, except: Vec::new(), optional: false, types: Types::REGULAR };
+    let any_opener = OpenerPart { rules: vec![any_rule], create_mode: 0 };
+    let mut rules: Vec<Rule> = worker(&any_worker).into_iter().chain(opener(&any_opener)).collect();
+    for rule in &mut rules {
+        // Process ids, descriptors and file modes are the child's to restrict;
+        // what holds for memory holds for all.
+        if !matches!(rule.name, "mmap") {
+            *rule = rule.clone().unconditional();
+        }
+    }
+    rules.extend([
+        permit!(clone, [When::Is(0, int(libc::SIGCHLD))], "a child: fork, no thread, no namespace"),
+        permit!(
+            execveat,
+            [When::Is(0, int(EXECUTABLE)), When::Is(4, int(libc::AT_EMPTY_PATH))],
+            "a child executes its own file; Landlock has no other"
+        ),
+        permit!(wait4, "how a child ended"),
+        permit!(kill, [When::Is(1, int(libc::SIGKILL))], "ending a child at the broker's word"),
+        permit!(dup3, "a child's descriptors"),
+        permit!(close_range, "a child has no other descriptors"),
+        permit!(fcntl, "a child's descriptors"),
+    ]);
+    #[cfg(target_arch = "x86_64")]
+    rules.push(permit!(dup2, "a child's descriptors"));
+    rules.extend(birth());
+    rules
+}
+
+/// From exec to a child's own filter: the C library, the standard library, and
+/// confining itself.
+fn birth() -> Vec<Rule> {
+    let mut rules = vec![
+        permit!(set_tid_address, "C library start"),
+        permit!(set_robust_list, "C library start"),
+        permit!(rseq, "C library start"),
+        permit!(prlimit64, "C library start; the child's limits"),
+        permit!(getrandom, "C library start; seeds of tables"),
+        permit!(mprotect, [When::Lacks(2, int(libc::PROT_EXEC))], "C library start; a guard page"),
+        permit!(newfstatat, "C library start"),
+        permit!(rt_sigaction, "standard library start"),
+        permit!(sigaltstack, "standard library start"),
+        permit!(sched_getaffinity, "standard library start: the stack's bounds"),
+        permit!(getuid, "C library start"),
+        permit!(geteuid, "the child's own checks"),
+        permit!(getgid, "C library start"),
+        permit!(getegid, "C library start"),
+        permit!(getresuid, "the child's own checks"),
+        permit!(getresgid, "the child's own checks"),
+        permit!(futex, "standard library start"),
+        permit!(prctl, "the child's name, not dumpable, no new privileges, end with the parent"),
+        permit!(capget, "the child's capabilities"),
+        permit!(capset, "the child's capabilities"),
+        permit!(landlock_create_ruleset, "the child's own domain"),
+        permit!(landlock_add_rule, "the child's own domain"),
+        permit!(landlock_restrict_self, "the child's own domain"),
+        permit!(seccomp, "the child's own filter"),
+        permit!(epoll_create1, "a worker's epoll"),
+        permit!(umask, "an opener's creation mode is the policy's"),
+    ];
+    #[cfg(target_arch = "x86_64")]
+    rules.extend([
+        permit!(arch_prctl, "C library start"),
+        permit!(readlink, "C library start"),
+        permit!(getrlimit, "C library start"),
+    ]);
+    if LOADER.is_some() {
+        rules.extend([
+            permit!(mmap, "the dynamic loader maps libraries; a static build needs none of this"),
+            permit!(mprotect, "the dynamic loader maps libraries"),
+            permit!(pread64, "the dynamic loader reads libraries"),
+            permit!(faccessat, "the dynamic loader looks for a preload list"),
+        ]);
+        #[cfg(target_arch = "x86_64")]
+        rules.push(permit!(access, "the dynamic loader looks for a preload list"));
+    }
+    rules
+}
