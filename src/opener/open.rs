@@ -77,7 +77,7 @@ impl Opener {
         let number = object.as_raw_fd().to_string();
         let file = openat(&self.proc_self_fd, number.as_str(), filters::reopen_flags(mode), Permissions::empty())
             .map_err(|errno| Refusal { errno, by: Barrier::Kernel, resolved: Some(path.clone()) })?;
-        let facts = self.facts(&file, path, rule, false)?;
+        let facts = Self::facts(&file, path, rule, false)?;
         Ok((file, facts))
     }
 
@@ -98,7 +98,7 @@ impl Opener {
         // The directory may have been moved since: what counts is where the
         // file is now.
         let resolved = self.resolved(&file)?;
-        let facts = self.facts(&file, resolved, rule, true)?;
+        let facts = Self::facts(&file, resolved, rule, true)?;
         Ok((file, facts))
     }
 
@@ -125,7 +125,7 @@ impl Opener {
         readlinkat(&self.proc_self_fd, number.as_str()).map(PathBuf::from).map_err(Refusal::kernel)
     }
 
-    fn facts(&self, file: &OwnedFd, path: PathBuf, rule: usize, created: bool) -> Result<Facts, Refusal> {
+    fn facts(file: &OwnedFd, path: PathBuf, rule: usize, created: bool) -> Result<Facts, Refusal> {
         let stat = stat(file)?;
         let Some(wire) = WirePath::from_path(&path) else {
             return Err(Refusal::opener(Errno::ENAMETOOLONG, path));

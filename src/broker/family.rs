@@ -1,0 +1,104 @@
+//! The broker's side of its children: asking the spawner for them, knowing
+//! them, letting go of them.
+//!
+//! Trust: the spawner is believed; a worker is not.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use postern_core::ipc::{Frame, Pipe};
+use postern_core::messages::{Answer, Ask, Identity, OpenerOrder, OpenerReport, Role, SpawnerOrder, SpawnerReport};
+use postern_core::sys::process::{self, Birth};
+
+use crate::spawner;
+
+/// So many children are replaced at once within [`WINDOW`]; the next waits
+/// until the window has moved on.
+const BURST: usize = 5;
+/// See [`BURST`].
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// One child, from its asking on.
+#[derive(Debug)]
+pub struct Child<Out, In> {
+    /// The spawner's name for it.
+    pub id: u32,
+    /// The broker's end.
+    pub pipe: Pipe<Out, In>,
+    /// Its process id in our namespace, once it has spoken.
+    pub pid: i32,
+    /// Whether it has said that it is confined.
+    pub ready: bool,
+}
+
+/// A worker as the broker has it.
+pub type Worker = Child<Answer, Ask>;
+/// An opener as the broker has it.
+pub type Opener = Child<OpenerOrder, OpenerReport>;
+
+/// The spawner and what is known of its children.
+#[derive(Debug)]
+pub struct Family {
+    /// The spawner.
+    pub spawner: Pipe<SpawnerOrder, SpawnerReport>,
+    next: u32,
+    births: VecDeque<Instant>,
+}
+
+impl Family {
+    /// Starts the spawner and tells it who to be. As root with a PID namespace
+    /// of its own, else without.
+    ///
+    /// # Errors
+    /// As clone(2) and socketpair(2).
+    pub fn found(executable: &OwnedFd, null: &OwnedFd, identity: Option<Identity>) -> io::Result<Self> {
+        let (spawner, theirs) = Pipe::pair()?;
+        process::spawn(&Birth {
+            executable: executable.as_fd(),
+            name: spawner::NAME,
+            null: null.as_fd(),
+            handed: &[theirs.as_fd(), executable.as_fd()],
+            pid_namespace: identity.is_some(),
+            session: true,
+        })?;
+        spawner.send(&SpawnerOrder::Setup { identity }, None)?;
+        Ok(Self { spawner, next: 0, births: VecDeque::new() })
+    }
+
+    /// Asks for a child. Its first words arrive on its pipe, as news of its
+    /// end does.
+    ///
+    /// # Errors
+    /// As socketpair(2) and sendmsg(2).
+    pub fn start<Out: Frame, In: Frame>(&mut self, role: Role) -> Result<Child<Out, In>, Errno> {
+        let (pipe, theirs) = Pipe::pair().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))?;
+        let id = self.next;
+        self.next = self.next.wrapping_add(1);
+        self.spawner.send(&SpawnerOrder::Spawn { role, id }, Some(theirs.as_fd()))?;
+        self.births.push_back(Instant::now());
+        if self.births.len() > BURST {
+            self.births.pop_front();
+        }
+        Ok(Child { id, pipe, pid: 0, ready: false })
+    }
+
+    /// When the next child may be started, so that one that always dies does
+    /// not take the machine with it.
+    #[must_use]
+    pub fn next_birth(&self) -> Instant {
+        match self.births.front() {
+            Some(&oldest) if self.births.len() >= BURST => oldest + WINDOW,
+            _ => Instant::now(),
+        }
+    }
+
+    /// Has a child killed, if it still lives.
+    pub fn kill(&self, id: u32) {
+        // If the spawner does not take this, it is dead or stuck, which the
+        // loop finds out by itself.
+        let _ = self.spawner.send(&SpawnerOrder::Kill { id }, None);
+    }
+}

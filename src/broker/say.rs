@@ -1,0 +1,89 @@
+//! The operator's voice: short lines on stderr, quiet by default.
+//!
+//! Never waits: a line goes out if stderr has room for it, or is dropped.
+//! While filesystems are frozen lines are held back, for stderr may be a file.
+//!
+//! Trust: texts are ours; what a host or a worker said is escaped first.
+
+use std::cell::RefCell;
+use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// Urgency, by the numbers of syslog and journald.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Does not work.
+    Error = 3,
+    /// Works, but look at it.
+    Warning = 4,
+    /// What an operator wants to find later.
+    Notice = 5,
+    /// What happens.
+    Info = 6,
+}
+
+/// Most lines held back.
+const HELD: usize = 64;
+
+/// Where lines go.
+#[derive(Debug)]
+pub struct Voice {
+    most: Level,
+    /// Whether stderr goes to journald, which reads a `<N>` in front.
+    journal: bool,
+    held: RefCell<Option<Vec<String>>>,
+}
+
+impl Voice {
+    /// A voice that says what is as urgent as `most`, or more.
+    #[must_use]
+    pub fn new(most: Level) -> Self {
+        let journal = std::env::var_os("JOURNAL_STREAM").is_some() && !std::io::stderr().is_terminal();
+        Self { most, journal, held: RefCell::new(None) }
+    }
+
+    /// Says one line.
+    pub fn say(&self, level: Level, text: &str) {
+        if level > self.most {
+            return;
+        }
+        let text: String = text.chars().flat_map(escaped).collect();
+        let line = if self.journal { format!("<{}>{text}\n", level as u8) } else { format!("postern: {text}\n") };
+        match self.held.borrow_mut().as_mut() {
+            Some(held) if held.len() < HELD => held.push(line),
+            Some(_) => {}
+            None => write_if_room(&line),
+        }
+    }
+
+    /// Holds lines back from now on.
+    pub fn hold(&self) {
+        self.held.borrow_mut().get_or_insert_default();
+    }
+
+    /// Says what was held back.
+    pub fn release(&self) {
+        for line in self.held.take().into_iter().flatten() {
+            write_if_room(&line);
+        }
+    }
+}
+
+/// A character as it may stand on a terminal.
+fn escaped(character: char) -> impl Iterator<Item = char> {
+    let plain = !character.is_control();
+    let escape = (!plain).then(|| character.escape_default()).into_iter().flatten();
+    plain.then_some(character).into_iter().chain(escape)
+}
+
+/// A pipe with room takes `PIPE_BUF` bytes without blocking; our lines are
+/// shorter.
+fn write_if_room(line: &str) {
+    let stderr = std::io::stderr();
+    let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    if poll(&mut room, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
+        let _ = stderr.lock().write_all(line.as_bytes());
+    }
+}
