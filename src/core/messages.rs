@@ -137,6 +137,8 @@ choice! {
         WhileFrozen,
         /// postern does not offer it.
         NotOffered,
+        /// No agent has it.
+        Unknown,
     }
 }
 

@@ -1,1 +1,170 @@
-//! stub
+//! The worker: the process that meets the host's bytes.
+//!
+//! It parses JSON and reads, writes and seeks descriptors that it was handed.
+//! It reaches nothing by name, holds no capability, and asks the broker for
+//! everything else. One thread; its compromise is assumed.
+//!
+//! Trust: the broker on descriptor 3. Everything from the channel is hostile.
+#![forbid(unsafe_code)]
+
+mod ask;
+mod channel;
+mod dispatch;
+mod files;
+pub mod qga;
+
+use postern_core::confine::{self, ConfineError, Confined, filters};
+use postern_core::policy::parts::WorkerPart;
+use postern_core::sys::descriptors;
+
+use ask::{Broker, BrokerLost, Note};
+use channel::{Awake, Channel, Got, HostGone, Waiter};
+use dispatch::{Session, Stop};
+use qga::Decoder;
+
+/// Why a worker ended; the number is its exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The broker said so, or closed the pipe: the ordinary end.
+    Ordinary = 0,
+    /// The broker spoke nonsense, or a descriptor failed.
+    Broken = 1,
+    /// A barrier could not be put up; the broker was told.
+    Unconfined = 4,
+}
+
+impl From<BrokerLost> for End {
+    fn from(lost: BrokerLost) -> Self {
+        if lost.closed { Self::Ordinary } else { Self::Broken }
+    }
+}
+
+/// Runs a worker on the descriptors that it was born with; see [`filters`] for
+/// their numbers.
+#[must_use]
+pub fn run() -> End {
+    let Ok(socket) = descriptors::inherited(filters::BROKER) else { return End::Broken };
+    serve(Broker::new(socket)).err().unwrap_or(End::Broken)
+}
+
+/// Serves until there is a reason to end, which is the error.
+fn serve(mut broker: Broker) -> Result<std::convert::Infallible, End> {
+    let (part, frozen) = broker.setup()?;
+    broker.report_panics();
+    let (waiter, confined) = match prepare(&broker, &part) {
+        Ok(prepared) => prepared,
+        Err(why) => {
+            broker.unconfined(&why.to_string())?;
+            return Err(End::Unconfined);
+        }
+    };
+    broker.ready(confined.standing.clone())?;
+    let decoder = Decoder::new(part.limits.clone());
+    let mut worker = Worker { session: Session::new(broker, part, frozen), decoder, channel: None, waiter };
+    worker.serve(&confined)
+}
+
+fn prepare(broker: &Broker, part: &WorkerPart) -> Result<(Waiter, Confined), ConfineError> {
+    use std::os::fd::AsFd;
+    let failed = |why| ConfineError::Call { what: "making an epoll instance", why };
+    let waiter = Waiter::new(broker.as_fd()).map_err(failed)?;
+    Ok((waiter, confine::worker(part)?))
+}
+
+struct Worker {
+    session: Session,
+    decoder: Decoder,
+    channel: Option<Channel>,
+    waiter: Waiter,
+}
+
+impl Worker {
+    fn serve(&mut self, _confined: &Confined) -> Result<std::convert::Infallible, End> {
+        loop {
+            // Notes that came while an answer was awaited: no poll tells of
+            // those.
+            while self.session.broker.has_notes() {
+                self.hear_note()?;
+            }
+            let awake: Awake = self.waiter.wait().map_err(|_| End::Broken)?;
+            if awake.broker {
+                self.hear_note()?;
+            }
+            if awake.channel {
+                self.hear_host()?;
+            }
+        }
+    }
+
+    fn hear_note(&mut self) -> Result<(), End> {
+        let Some(note) = self.session.broker.next_note()? else { return Ok(()) };
+        match note {
+            Note::Channel(descriptor, kind) => {
+                self.decoder.reset();
+                self.session.new_host();
+                self.channel = Some(Channel::new(descriptor, kind, &self.waiter).map_err(|_| End::Broken)?);
+                // A port is watched for changes only, and there may be bytes
+                // already.
+                self.hear_host()
+            }
+            Note::End => {
+                self.session.count_up()?;
+                Err(End::Ordinary)
+            }
+            other => {
+                let outcome = self.session.note(other, self.channel.as_ref());
+                self.settle(outcome)?;
+                // A request that waited for the end of a thaw may have more
+                // behind it.
+                self.answer_all()
+            }
+        }
+    }
+
+    fn hear_host(&mut self) -> Result<(), End> {
+        loop {
+            let Some(channel) = &self.channel else { return Ok(()) };
+            let drain = channel.must_drain();
+            match channel.read(self.decoder.space()) {
+                Got::Bytes(count) => {
+                    self.decoder.advance(count);
+                    self.answer_all()?;
+                    if !drain {
+                        return Ok(());
+                    }
+                }
+                Got::Nothing => return Ok(()),
+                Got::End => return self.settle(Err(Stop::Host(HostGone))),
+            }
+        }
+    }
+
+    /// Answers every whole message that is there.
+    fn answer_all(&mut self) -> Result<(), End> {
+        while let Some(channel) = self.channel.as_ref().filter(|_| !self.session.is_waiting()) {
+            let Some(message) = self.decoder.next_message() else { return Ok(()) };
+            let outcome = self.session.answer(message, channel);
+            self.settle(outcome)?;
+        }
+        Ok(())
+    }
+
+    /// A host that left is let go of; a broker that left ends the worker.
+    fn settle(&mut self, outcome: Result<(), Stop>) -> Result<(), End> {
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(Stop::Broker(lost)) => Err(lost.into()),
+            Err(Stop::Host(HostGone)) => {
+                self.decoder.reset();
+                // A port stays, and its host may come back; a socket does not.
+                if self.channel.as_ref().is_some_and(|channel| !channel.must_drain()) {
+                    self.channel = None;
+                    self.session.new_host();
+                    self.session.count_up()?;
+                    self.session.broker.host_gone()?;
+                }
+                Ok(())
+            }
+        }
+    }
+}

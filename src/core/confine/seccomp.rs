@@ -62,7 +62,7 @@ pub(super) mod numbers {
     numbers! {
         accept4 = SYS_accept4, brk = SYS_brk, capget = SYS_capget, capset = SYS_capset, clock_gettime = SYS_clock_gettime,
         clone = SYS_clone, close = SYS_close, close_range = SYS_close_range, dup3 = SYS_dup3, epoll_create1 = SYS_epoll_create1,
-        epoll_ctl = SYS_epoll_ctl, epoll_pwait = SYS_epoll_pwait, execveat = SYS_execveat, 
+        epoll_ctl = SYS_epoll_ctl, epoll_pwait = SYS_epoll_pwait, execveat = SYS_execveat,
         exit_group = SYS_exit_group, faccessat = SYS_faccessat, fcntl = SYS_fcntl, fstat = SYS_fstat, futex = SYS_futex,
         getegid = SYS_getegid, geteuid = SYS_geteuid, getgid = SYS_getgid, getpid = SYS_getpid, getrandom = SYS_getrandom,
         getresgid = SYS_getresgid, getresuid = SYS_getresuid, getsockopt = SYS_getsockopt, gettid = SYS_gettid,
@@ -78,7 +78,7 @@ pub(super) mod numbers {
         set_tid_address = SYS_set_tid_address, setsockopt = SYS_setsockopt, sigaltstack = SYS_sigaltstack,
         socketpair = SYS_socketpair, statx = SYS_statx, sync = SYS_sync, tgkill = SYS_tgkill,
         umask = SYS_umask, unlinkat = SYS_unlinkat, wait4 = SYS_wait4, write = SYS_write, writev = SYS_writev,
-        renameat = SYS_renameat, 
+        renameat = SYS_renameat,
     }
     #[cfg(target_arch = "x86_64")]
     numbers! {

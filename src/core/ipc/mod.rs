@@ -13,6 +13,7 @@ mod codec;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -74,7 +75,7 @@ pub enum ReceiveError {
 /// One end of a socketpair that sends `Out` and receives `In`.
 #[derive(Debug)]
 pub struct Pipe<Out, In> {
-    socket: OwnedFd,
+    socket: Arc<OwnedFd>,
     /// `MSG_DONTWAIT` on the parent's end, which must never hang for a child
     /// that does not read.
     sending: MsgFlags,
@@ -100,7 +101,12 @@ impl<Out: Frame, In: Frame> Pipe<Out, In> {
     /// The end that a child was handed.
     #[must_use]
     pub fn new(socket: OwnedFd) -> Self {
-        Self { socket, sending: MsgFlags::MSG_NOSIGNAL, buffer: vec![0; MAX_FRAME], types: PhantomData }
+        Self {
+            socket: Arc::new(socket),
+            sending: MsgFlags::MSG_NOSIGNAL,
+            buffer: vec![0; MAX_FRAME],
+            types: PhantomData,
+        }
     }
 
     /// Sends one message. The parent's end does not wait for room.
@@ -126,6 +132,20 @@ impl<Out: Frame, In: Frame> Pipe<Out, In> {
             None,
         )
         .map(drop)
+    }
+
+    /// A way to send one message on this end from where the pipe itself is not
+    /// at hand: a panic hook.
+    pub fn last_words(&self) -> impl Fn(&Out) + Send + Sync + 'static
+    where
+        Out: 'static,
+    {
+        let socket = Arc::clone(&self.socket);
+        move |message| {
+            let mut frame = Vec::with_capacity(512);
+            message.put(&mut frame);
+            let _ = send(socket.as_raw_fd(), &frame, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT);
+        }
     }
 
     /// Waits for one message.

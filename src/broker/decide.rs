@@ -1,0 +1,141 @@
+//! What the broker makes of a worker's ask: a pure question, with every answer
+//! listed here and enumerated in the tests.
+//!
+//! Trust: the ask is a hostile worker's. State and policy are ours. Nothing
+//! here touches the system; `act` does what it is told.
+
+use nix::errno::Errno;
+use postern_core::catalogue::{Act, Command};
+use postern_core::messages::{Ask, Barrier};
+use postern_core::policy::rules::{self, Mode, Verdict};
+use postern_core::policy::{Policy, ShutdownMode};
+
+use crate::fsfreeze::Status;
+
+/// What the decision depends on besides policy and ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State {
+    /// Whether the worker has said that it is confined.
+    pub ready: bool,
+    /// What filesystems are.
+    pub freeze: Status,
+    /// Whether a thaw that the host asked for is under way.
+    pub thawing: bool,
+    /// Files that the worker holds, as far as the broker knows.
+    pub files: usize,
+    /// Whether an open of this worker is under way.
+    pub opening: bool,
+    /// Whether postern was started with what acts take (as root).
+    pub privileged: bool,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Decision {
+    /// Have the opener open it, under this rule; `changes` says that the open
+    /// itself may create or truncate, so that a record comes first.
+    Open {
+        /// Index of the rule.
+        rule: usize,
+        /// Whether the open itself has an effect.
+        changes: bool,
+    },
+    /// Answer with this error.
+    RefuseOpen {
+        /// For the host.
+        errno: Errno,
+        /// Who refuses, for the record.
+        by: Barrier,
+        /// Why, for the record.
+        why: &'static str,
+        /// The rule that decided, if one did.
+        rule: Option<usize>,
+    },
+    /// Freeze; the command is for the record.
+    Freeze(Command),
+    /// Thaw.
+    Thaw,
+    /// Tell the status.
+    Status,
+    /// Shut down.
+    Shutdown(ShutdownMode),
+    /// Answer with this refusal.
+    Refuse(&'static str),
+    /// Take note; no answer is due.
+    Note,
+    /// No sound worker asks this now: replace it.
+    Hostile(&'static str),
+}
+
+/// For a host that asks what only a postern started as root can do.
+const UNPRIVILEGED: &str = "not possible: postern was started without root";
+/// For a host that asks twice.
+const BUSY: &str = "a freeze or thaw is under way";
+
+/// Decides. `ask` is what the worker sent, in type.
+pub fn decide(state: State, ask: &Ask, policy: &Policy) -> Decision {
+    match ask {
+        Ask::Ready { .. } | Ask::Unconfined { .. } if state.ready => Decision::Hostile("it introduced itself twice"),
+        Ask::Ready { .. } | Ask::Unconfined { .. } | Ask::Panicked { .. } => Decision::Note,
+        _ if !state.ready => Decision::Hostile("it asked before it was confined"),
+        Ask::Closed { .. } | Ask::HostGone {} | Ask::Denied { .. } | Ask::Counted { .. } => Decision::Note,
+        _ if state.opening => Decision::Hostile("it asked again before it was answered"),
+        Ask::Open { path, mode } => {
+            if !policy.commands.contains(Command::FileOpen) {
+                return Decision::Hostile("it asked to open, which the policy withholds");
+            }
+            open(state, path.as_path(), *mode, policy)
+        }
+        Ask::Freeze { only } => {
+            let command = if only.is_some() { Command::FsfreezeFreezeList } else { Command::FsfreezeFreeze };
+            if !policy.needs(Act::Freeze) {
+                Decision::Hostile("it asked to freeze, which the policy withholds")
+            } else if !state.privileged {
+                Decision::Refuse(UNPRIVILEGED)
+            } else if state.freeze == Status::Thawed && !state.thawing {
+                // A list with nothing else than a plain freeze may come as
+                // either command.
+                Decision::Freeze(command)
+            } else {
+                Decision::Refuse(BUSY)
+            }
+        }
+        Ask::Thaw {} if !policy.needs(Act::Thaw) => Decision::Hostile("it asked to thaw, which the policy withholds"),
+        Ask::Thaw {} if !state.privileged => Decision::Refuse(UNPRIVILEGED),
+        Ask::Thaw {} if state.thawing => Decision::Refuse(BUSY),
+        Ask::Thaw {} => Decision::Thaw,
+        Ask::Status {} if !policy.commands.contains(Command::FsfreezeStatus) => {
+            Decision::Hostile("it asked for the status, which the policy withholds")
+        }
+        Ask::Status {} => Decision::Status,
+        Ask::Shutdown { .. } if !policy.commands.contains(Command::Shutdown) => {
+            Decision::Hostile("it asked to shut down, which the policy withholds")
+        }
+        Ask::Shutdown { .. } if !state.privileged => Decision::Refuse(UNPRIVILEGED),
+        Ask::Shutdown { .. } if state.freeze != Status::Thawed => Decision::Refuse("filesystems are frozen"),
+        Ask::Shutdown { mode } if !policy.shutdown.modes.contains(mode) => {
+            Decision::Refuse("the guest's policy does not allow this mode")
+        }
+        Ask::Shutdown { mode } => Decision::Shutdown(*mode),
+    }
+}
+
+fn open(state: State, path: &std::path::Path, mode: Mode, policy: &Policy) -> Decision {
+    let refuse = |errno, why, rule| Decision::RefuseOpen { errno, by: Barrier::Broker, why, rule };
+    if state.freeze != Status::Thawed {
+        return refuse(Errno::EBUSY, "filesystems are frozen", None);
+    }
+    if state.files >= policy.limits.handles as usize {
+        return refuse(Errno::EMFILE, "as many files are open as the policy allows", None);
+    }
+    match rules::decide(&policy.files, path, mode) {
+        Verdict::Allowed { rule, missing, .. } => Decision::Open { rule, changes: missing || mode.truncates() },
+        // Seen only by a test build that takes this check away.
+        _ if cfg!(feature = "sabotage") => Decision::Open { rule: 0, changes: true },
+        Verdict::NotCanonical => refuse(Errno::EACCES, "the path is not absolute and plain", None),
+        Verdict::Unreached => refuse(Errno::EACCES, "no rule reaches the path", None),
+        Verdict::Excepted { rule } => refuse(Errno::EACCES, "a rule excepts the path", Some(rule)),
+        Verdict::LacksRight { rule } => refuse(Errno::EACCES, "no rule grants this mode here", Some(rule)),
+    }
+}

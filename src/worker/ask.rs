@@ -1,0 +1,209 @@
+//! Questions to the broker. Everything that this process can't do itself is
+//! asked for here, and nowhere else.
+//!
+//! Trust: the broker is believed. The loop may be owned by a host.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use postern_core::catalogue::Command;
+use postern_core::ipc::{Bytes, List, Pipe, ReceiveError, Received};
+use postern_core::messages::{Answer, Ask, ChannelKind, Count, Denial, FreezeState, Standing, Text, Use, WirePath};
+use postern_core::policy::ShutdownMode;
+use postern_core::policy::parts::WorkerPart;
+use postern_core::policy::rules::Mode;
+
+/// The broker is gone, or spoke nonsense; either way this worker ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BrokerLost {
+    /// Whether it left in order.
+    pub(crate) closed: bool,
+}
+
+/// What the broker tells unasked.
+#[derive(Debug)]
+pub(crate) enum Note {
+    /// A host is there.
+    Channel(OwnedFd, ChannelKind),
+    /// A freeze has ended.
+    FreezeDone(Result<u64, String>),
+    /// A thaw has ended.
+    ThawDone(Result<u64, String>),
+    /// Only frozen-safe commands, or all again.
+    Frozen(bool),
+    /// Count, then end.
+    End,
+}
+
+/// The broker, from the worker's side.
+#[derive(Debug)]
+pub(crate) struct Broker {
+    pipe: Pipe<Ask, Answer>,
+    notes: VecDeque<Note>,
+}
+
+impl Broker {
+    pub(crate) fn new(socket: OwnedFd) -> Self {
+        Self { pipe: Pipe::new(socket), notes: VecDeque::new() }
+    }
+
+    /// The broker's first words: this worker's part of the policy, and whether
+    /// filesystems are frozen.
+    pub(crate) fn setup(&mut self) -> Result<(WorkerPart, bool), BrokerLost> {
+        match self.receive()?.message {
+            Answer::Setup { part, frozen } => Ok((part, frozen)),
+            _ => Err(BrokerLost { closed: false }),
+        }
+    }
+
+    /// From now on a panic's text goes to the broker.
+    pub(crate) fn report_panics(&self) {
+        let say = self.pipe.last_words();
+        std::panic::set_hook(Box::new(move |panic| {
+            say(&Ask::Panicked { message: Text::cut(panic.to_string().as_bytes()) });
+        }));
+    }
+
+    pub(crate) fn ready(&self, standing: Standing) -> Result<(), BrokerLost> {
+        self.tell(&Ask::Ready { standing })
+    }
+
+    pub(crate) fn unconfined(&self, why: &str) -> Result<(), BrokerLost> {
+        self.tell(&Ask::Unconfined { why: Text::cut(why.as_bytes()) })
+    }
+
+    /// Opens a file: a new handle and its descriptor, or the error for the
+    /// host.
+    pub(crate) fn open(&mut self, path: &Path, mode: Mode) -> Result<Result<(u64, OwnedFd), Errno>, BrokerLost> {
+        let Some(path) = WirePath::from_path(path) else { return Ok(Err(Errno::ENAMETOOLONG)) };
+        let answer = self.ask(&Ask::Open { path, mode })?;
+        match (answer.message, answer.descriptor) {
+            (Answer::Opened { handle }, Some(file)) => Ok(Ok((handle, file))),
+            (Answer::NotOpened { errno }, None) => Ok(Err(Errno::from_raw(errno))),
+            _ => Err(BrokerLost { closed: false }),
+        }
+    }
+
+    pub(crate) fn closed(&self, handle: u64, used: Use) -> Result<(), BrokerLost> {
+        self.tell(&Ask::Closed { handle, used })
+    }
+
+    /// Begins a freeze; [`Note::FreezeDone`] follows if it is not refused.
+    pub(crate) fn freeze(&mut self, only: Option<Vec<WirePath>>) -> Result<Result<(), String>, BrokerLost> {
+        let only = match only.map(List::new) {
+            None => None,
+            Some(Some(only)) => Some(only),
+            Some(None) => return Ok(Err("too many mountpoints in one list".to_owned())),
+        };
+        self.begin(&Ask::Freeze { only })
+    }
+
+    /// Begins a thaw; [`Note::ThawDone`] follows if it is not refused.
+    pub(crate) fn thaw(&mut self) -> Result<Result<(), String>, BrokerLost> {
+        self.begin(&Ask::Thaw {})
+    }
+
+    pub(crate) fn status(&mut self) -> Result<FreezeState, BrokerLost> {
+        match self.ask(&Ask::Status {})?.message {
+            Answer::Status { state } => Ok(state),
+            _ => Err(BrokerLost { closed: false }),
+        }
+    }
+
+    /// Shuts down, or says why not.
+    pub(crate) fn shut_down(&mut self, mode: ShutdownMode) -> Result<Result<(), String>, BrokerLost> {
+        match self.ask(&Ask::Shutdown { mode })?.message {
+            Answer::ShuttingDown {} => Ok(Ok(())),
+            Answer::Refused { why } => Ok(Err(why.to_text())),
+            _ => Err(BrokerLost { closed: false }),
+        }
+    }
+
+    pub(crate) fn host_gone(&self) -> Result<(), BrokerLost> {
+        self.tell(&Ask::HostGone {})
+    }
+
+    pub(crate) fn denied(&self, command: &str, why: Denial) -> Result<(), BrokerLost> {
+        self.tell(&Ask::Denied { command: Bytes::cut(command.as_bytes()), why })
+    }
+
+    pub(crate) fn counted(&self, counts: &[(Command, u64)]) -> Result<(), BrokerLost> {
+        let counts = counts.iter().map(|&(command, times)| Count { command, times }).collect();
+        match List::new(counts) {
+            Some(commands) => self.tell(&Ask::Counted { commands }),
+            None => Ok(()),
+        }
+    }
+
+    /// The next note, if one is there; after [`AsFd`] has polled readable.
+    pub(crate) fn next_note(&mut self) -> Result<Option<Note>, BrokerLost> {
+        if let Some(note) = self.notes.pop_front() {
+            return Ok(Some(note));
+        }
+        match self.pipe.try_receive() {
+            Ok(received) => note(received).map(Some).map_err(|_| BrokerLost { closed: false }),
+            Err(ReceiveError::Empty) => Ok(None),
+            Err(why) => Err(lost(&why)),
+        }
+    }
+
+    /// Whether notes wait that no poll will tell of.
+    pub(crate) fn has_notes(&self) -> bool {
+        !self.notes.is_empty()
+    }
+
+    fn begin(&mut self, ask: &Ask) -> Result<Result<(), String>, BrokerLost> {
+        match self.ask(ask)?.message {
+            Answer::Begun {} => Ok(Ok(())),
+            Answer::Refused { why } => Ok(Err(why.to_text())),
+            _ => Err(BrokerLost { closed: false }),
+        }
+    }
+
+    fn tell(&self, ask: &Ask) -> Result<(), BrokerLost> {
+        self.pipe.send(ask, None).map_err(|_| BrokerLost { closed: true })
+    }
+
+    /// Asks, and waits for the answer; notes that come before it are kept.
+    fn ask(&mut self, ask: &Ask) -> Result<Received<Answer>, BrokerLost> {
+        self.tell(ask)?;
+        loop {
+            match note(self.receive()?) {
+                Ok(note) => self.notes.push_back(note),
+                Err(answer) => return Ok(*answer),
+            }
+        }
+    }
+
+    fn receive(&mut self) -> Result<Received<Answer>, BrokerLost> {
+        self.pipe.receive().map_err(|why| lost(&why))
+    }
+}
+
+impl AsFd for Broker {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pipe.as_fd()
+    }
+}
+
+const fn lost(why: &ReceiveError) -> BrokerLost {
+    BrokerLost { closed: matches!(why, ReceiveError::Closed) }
+}
+
+/// Sorts notes from answers.
+fn note(received: Received<Answer>) -> Result<Note, Box<Received<Answer>>> {
+    Ok(match (received.message, received.descriptor) {
+        (Answer::Channel { kind }, Some(channel)) => Note::Channel(channel, kind),
+        (Answer::FreezeDone { count }, None) => Note::FreezeDone(Ok(count)),
+        (Answer::FreezeFailed { why }, None) => Note::FreezeDone(Err(why.to_text())),
+        (Answer::ThawDone { count }, None) => Note::ThawDone(Ok(count)),
+        (Answer::ThawFailed { why }, None) => Note::ThawDone(Err(why.to_text())),
+        (Answer::Frozen { frozen }, None) => Note::Frozen(frozen),
+        (Answer::End {}, None) => Note::End,
+        (message, descriptor) => {
+            return Err(Box::new(Received { message, descriptor, sender: received.sender }));
+        }
+    })
+}

@@ -1,0 +1,144 @@
+//! The host's channel: waiting for it, reading it, writing it back.
+//!
+//! Bytes are read with `read`, never `recvmsg`, so a client that passes
+//! descriptors over a unix socket passes them to nobody. A host that does not
+//! read makes the worker wait; nothing is queued.
+//!
+//! Trust: the other end is the host.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::unistd::{read, write};
+use postern_core::confine::filters;
+use postern_core::messages::ChannelKind;
+use postern_core::sys::descriptors;
+
+/// What there is to do.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Awake {
+    /// The broker has a note, or is gone.
+    pub(crate) broker: bool,
+    /// The channel has bytes, or its state changed.
+    pub(crate) channel: bool,
+}
+
+const BROKER: u64 = 0;
+const CHANNEL: u64 = 1;
+
+/// Waits for broker and channel.
+#[derive(Debug)]
+pub(crate) struct Waiter(Epoll);
+
+impl Waiter {
+    /// Made before confinement; a worker makes no other.
+    pub(crate) fn new(broker: BorrowedFd<'_>) -> Result<Self, std::io::Error> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let epoll = Epoll(descriptors::move_to(epoll.0, filters::EPOLL)?);
+        epoll.add(broker, EpollEvent::new(EpollFlags::EPOLLIN, BROKER))?;
+        Ok(Self(epoll))
+    }
+
+    /// Waits without a limit.
+    pub(crate) fn wait(&self) -> Result<Awake, Errno> {
+        let mut events = [EpollEvent::empty(); 2];
+        let mut awake = Awake::default();
+        let count = match self.0.wait(&mut events, EpollTimeout::NONE) {
+            Err(Errno::EINTR) => 0,
+            other => other?,
+        };
+        for event in &events[..count] {
+            match event.data() {
+                BROKER => awake.broker = true,
+                _ => awake.channel = true,
+            }
+        }
+        Ok(awake)
+    }
+}
+
+/// What one read brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Got {
+    /// So many bytes.
+    Bytes(usize),
+    /// Nothing now.
+    Nothing,
+    /// The host left for good.
+    End,
+}
+
+/// The host has gone; what was to be said to it is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HostGone;
+
+/// The channel of one host.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    descriptor: OwnedFd,
+    kind: ChannelKind,
+}
+
+impl Channel {
+    /// Takes a channel from the broker and watches it.
+    ///
+    /// A port without a host polls as hung up for as long as there is none, so
+    /// it is watched for changes only: no wake-up until a host comes.
+    pub(crate) fn new(descriptor: OwnedFd, kind: ChannelKind, waiter: &Waiter) -> Result<Self, Errno> {
+        let flags = match kind {
+            ChannelKind::Stream => EpollFlags::EPOLLIN,
+            ChannelKind::Port => EpollFlags::EPOLLIN | EpollFlags::EPOLLET,
+        };
+        waiter.0.add(&descriptor, EpollEvent::new(flags, CHANNEL))?;
+        Ok(Self { descriptor, kind })
+    }
+
+    /// Whether changes are told of once, so that reading must go on until
+    /// there is nothing.
+    pub(crate) fn must_drain(&self) -> bool {
+        self.kind == ChannelKind::Port
+    }
+
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> Got {
+        loop {
+            return match read(&self.descriptor, buffer) {
+                Ok(0) if self.kind == ChannelKind::Port => Got::Nothing,
+                Ok(0) => Got::End,
+                Ok(count) => Got::Bytes(count),
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => Got::Nothing,
+                Err(_) => Got::End,
+            };
+        }
+    }
+
+    /// Writes all of `bytes`, waiting for the host to take them.
+    pub(crate) fn write_all(&self, mut bytes: &[u8]) -> Result<(), HostGone> {
+        while !bytes.is_empty() {
+            match write(&self.descriptor, bytes) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => self.wait_for_room()?,
+                Err(_) => return Err(HostGone),
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_for_room(&self) -> Result<(), HostGone> {
+        let mut room = [PollFd::new(self.descriptor.as_fd(), PollFlags::POLLOUT)];
+        match poll(&mut room, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return Err(HostGone),
+        }
+        let events = room[0].revents().unwrap_or(PollFlags::empty());
+        // A port whose host left has no room and says so at once, for ever.
+        if events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR) && !events.contains(PollFlags::POLLOUT) {
+            return Err(HostGone);
+        }
+        Ok(())
+    }
+
+}

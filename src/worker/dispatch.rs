@@ -1,0 +1,404 @@
+//! From request to reply: does what a command means, with the host's files or
+//! by asking the broker.
+//!
+//! Replies leave in the order of requests, but for one thing: while a freeze
+//! or thaw runs in the kernel, commands that are safe then are answered at
+//! once. A host that gave up waiting and synchronised anew never sees the late
+//! reply, for it would take it for the answer to something else.
+//!
+//! Trust: requests are in type, not in range; see [`super::qga`].
+
+use std::path::Path;
+
+use nix::unistd::Whence as Origin;
+use postern_core::catalogue::{CommandSet, lookup};
+use postern_core::messages::{Denial, FreezeState, MAX_PATH, WirePath};
+use postern_core::policy::parts::WorkerPart;
+
+use super::ask::{Broker, BrokerLost, Note};
+use super::channel::{Channel, HostGone};
+use super::files::Files;
+use super::qga::reply::{self, Empty, Info, Sought, Written};
+use super::qga::request::while_frozen;
+use super::qga::{Id, Incoming, QgaError, Request, Whence, base64};
+
+/// Largest count of one read, stock's own limit.
+const READ_MAX: i64 = 48 << 20;
+/// So much of a file is read, encoded and sent at a time, in bytes.
+const PIECE: usize = 96 << 10;
+/// A buffer that grew beyond this for one large request is given back.
+const KEEP: usize = 2 << 20;
+/// Counted commands are reported at least this often.
+const REPORT_AFTER: u64 = 65_536;
+
+/// Why a request was not answered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Stop {
+    Host(HostGone),
+    Broker(BrokerLost),
+}
+
+impl From<HostGone> for Stop {
+    fn from(gone: HostGone) -> Self {
+        Self::Host(gone)
+    }
+}
+
+impl From<BrokerLost> for Stop {
+    fn from(lost: BrokerLost) -> Self {
+        Self::Broker(lost)
+    }
+}
+
+/// A freeze or thaw that runs, and how its end is to be told.
+#[derive(Debug)]
+enum Running {
+    /// To this request.
+    Owed(Id),
+    /// To nobody: the host has synchronised since, or is another one.
+    Forgotten,
+}
+
+/// What one worker knows.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) broker: Broker,
+    part: WorkerPart,
+    files: Files,
+    frozen: bool,
+    freeze: Option<Running>,
+    thaw: Option<Running>,
+    /// A request that waits for the end of a thaw.
+    waiting: Option<Vec<u8>>,
+    counts: [u64; 64],
+    counted: u64,
+    /// The reply under construction.
+    out: Vec<u8>,
+    /// File contents on their way.
+    data: Vec<u8>,
+}
+
+impl Session {
+    pub(crate) fn new(broker: Broker, part: WorkerPart, frozen: bool) -> Self {
+        Self {
+            broker,
+            part,
+            files: Files::default(),
+            frozen,
+            freeze: None,
+            thaw: None,
+            waiting: None,
+            counts: [0; 64],
+            counted: 0,
+            out: Vec::new(),
+            data: Vec::new(),
+        }
+    }
+
+    /// Another host is there: it is owed nothing that the last one asked for.
+    pub(crate) fn new_host(&mut self) {
+        self.forget();
+        self.waiting = None;
+    }
+
+    /// Whether a request waits, so that none behind it may be taken.
+    pub(crate) const fn is_waiting(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    fn forget(&mut self) {
+        for running in [&mut self.freeze, &mut self.thaw].into_iter().flatten() {
+            *running = Running::Forgotten;
+        }
+    }
+
+    /// Tells the broker how often the commands that are only counted came.
+    pub(crate) fn count_up(&mut self) -> Result<(), BrokerLost> {
+        self.counted = 0;
+        let all = std::mem::replace(&mut self.counts, [0; 64]);
+        let counts: Vec<_> = postern_core::catalogue::Command::all()
+            .map(|command| (command, all[command as usize]))
+            .filter(|(_, times)| *times > 0)
+            .collect();
+        if counts.is_empty() { Ok(()) } else { self.broker.counted(&counts) }
+    }
+
+    /// Takes in what the broker tells unasked.
+    pub(crate) fn note(&mut self, note: Note, channel: Option<&Channel>) -> Result<(), Stop> {
+        match note {
+            Note::Frozen(frozen) => {
+                self.frozen = frozen;
+                Ok(())
+            }
+            Note::FreezeDone(outcome) => {
+                self.frozen = outcome.as_ref().is_ok_and(|count| *count > 0);
+                let running = self.freeze.take();
+                self.tell_end(running, outcome, channel)
+            }
+            Note::ThawDone(outcome) => {
+                self.frozen = outcome.is_err();
+                let running = self.thaw.take();
+                self.tell_end(running, outcome, channel)?;
+                match (self.waiting.take(), channel) {
+                    (Some(message), Some(channel)) => self.answer(Ok(&message), channel),
+                    _ => Ok(()),
+                }
+            }
+            Note::Channel(..) | Note::End => Ok(()),
+        }
+    }
+
+    fn tell_end(
+        &mut self,
+        running: Option<Running>,
+        outcome: Result<u64, String>,
+        channel: Option<&Channel>,
+    ) -> Result<(), Stop> {
+        let (Some(Running::Owed(id)), Some(channel)) = (running, channel) else { return Ok(()) };
+        match outcome {
+            Ok(count) => self.succeed(channel, &count, &id),
+            Err(why) => self.fail(channel, &QgaError::Told(why), &id),
+        }
+    }
+
+    /// Answers one message, or the error that it is.
+    pub(crate) fn answer(&mut self, message: Result<&[u8], QgaError>, channel: &Channel) -> Result<(), Stop> {
+        let message = match message {
+            Ok(message) => message,
+            Err(error) => return self.fail(channel, &error, &Id::NONE),
+        };
+        let incoming = Incoming::read(message, self.offered());
+        let error = match incoming.request {
+            Ok(request) => {
+                if let Some(command) = incoming.command {
+                    self.count(command)?;
+                }
+                return self.act(request, incoming.id, channel);
+            }
+            Err(error) => error,
+        };
+        if let QgaError::CommandDisabled(name) = &error
+            && self.thaw.is_some()
+            && self.freeze.is_none()
+            && self.why_disabled(name) == Denial::WhileFrozen
+        {
+            self.waiting = Some(message.to_vec());
+            return Ok(());
+        }
+        match &error {
+            QgaError::CommandDisabled(name) => self.broker.denied(name, self.why_disabled(name))?,
+            QgaError::CommandNotFound(name) => self.broker.denied(name, Denial::Unknown)?,
+            _ => {}
+        }
+        self.fail(channel, &error, &incoming.id)
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.frozen || self.freeze.is_some() || self.thaw.is_some()
+    }
+
+    fn offered(&self) -> CommandSet {
+        if self.is_frozen() { while_frozen(self.part.commands) } else { self.part.commands }
+    }
+
+    fn why_disabled(&self, name: &str) -> Denial {
+        match lookup(name).and_then(|entry| entry.command) {
+            None => Denial::NotOffered,
+            Some(command) if self.part.commands.contains(command) => Denial::WhileFrozen,
+            Some(_) => Denial::Policy,
+        }
+    }
+
+    fn count(&mut self, command: postern_core::catalogue::Command) -> Result<(), BrokerLost> {
+        if command.entry().audit == postern_core::catalogue::Audit::Counted {
+            self.counts[command as usize] += 1;
+            self.counted += 1;
+            if self.counted >= REPORT_AFTER {
+                return self.count_up();
+            }
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, request: Request<'_>, id: Id, channel: &Channel) -> Result<(), Stop> {
+        match request {
+            Request::Ping => self.succeed(channel, &Empty {}, &id),
+            Request::Sync { id: echo } => {
+                self.forget();
+                self.succeed(channel, &echo, &id)
+            }
+            Request::SyncDelimited { id: echo } => {
+                self.forget();
+                self.out.clear();
+                reply::delimited(&mut self.out, echo, &id);
+                self.send(channel)
+            }
+            Request::Info => self.succeed(channel, &Info::of(self.part.commands), &id),
+            Request::FsfreezeStatus => {
+                let state = match self.broker.status()? {
+                    FreezeState::Thawed => "thawed",
+                    FreezeState::Frozen => "frozen",
+                    FreezeState::Error => "error",
+                };
+                self.succeed(channel, &state, &id)
+            }
+            Request::FsfreezeFreeze => self.freeze(None, id, channel),
+            Request::FsfreezeFreezeList { mountpoints: None } => self.freeze(None, id, channel),
+            Request::FsfreezeFreezeList { mountpoints: Some(list) } => {
+                // A longer path than the kernel takes is mounted nowhere, and
+                // mountpoints that are not there are left out.
+                let list = list.iter().filter(|path| path.len() <= MAX_PATH);
+                let list = list.filter_map(|path| WirePath::new(path.as_bytes())).collect();
+                self.freeze(Some(list), id, channel)
+            }
+            Request::FsfreezeThaw => match self.broker.thaw()? {
+                Ok(()) => {
+                    self.thaw = Some(Running::Owed(id));
+                    Ok(())
+                }
+                Err(why) => self.fail(channel, &QgaError::Told(why), &id),
+            },
+            Request::Shutdown { mode } => match self.broker.shut_down(mode)? {
+                Ok(()) => Ok(()),
+                Err(why) => self.fail(channel, &QgaError::Told(why), &id),
+            },
+            Request::FileOpen { path, mode, written } => match self.broker.open(Path::new(path.as_ref()), mode)? {
+                Ok((handle, file)) => {
+                    let handle = i64::try_from(handle).unwrap_or(i64::MAX);
+                    self.files.insert(handle, file, mode);
+                    self.succeed(channel, &handle, &id)
+                }
+                Err(errno) => self.fail(channel, &QgaError::open(&path, &written, errno), &id),
+            },
+            Request::FileClose { handle } => match self.files.remove(handle) {
+                Some(used) => {
+                    self.broker.closed(handle.cast_unsigned(), used)?;
+                    self.succeed(channel, &Empty {}, &id)
+                }
+                None => self.fail(channel, &QgaError::Handle(handle), &id),
+            },
+            Request::FileRead { handle, count } => self.read(handle, count, &id, channel),
+            Request::FileWrite { handle, data, count } => match self.write(handle, &data, count) {
+                Ok(count) => self.succeed(channel, &Written { count: count as u64, eof: false }, &id),
+                Err(error) => self.fail(channel, &error, &id),
+            },
+            Request::FileSeek { handle, offset, whence } => match self.seek(handle, offset, whence) {
+                Ok(position) => self.succeed(channel, &Sought { position: position.cast_unsigned(), eof: false }, &id),
+                Err(error) => self.fail(channel, &error, &id),
+            },
+            // Nothing is buffered here, so there is nothing to do; as in stock,
+            // what the kernel buffers stays its business.
+            Request::FileFlush { handle } => match self.files.get(handle) {
+                Some(file) => {
+                    file.count_call();
+                    self.succeed(channel, &Empty {}, &id)
+                }
+                None => self.fail(channel, &QgaError::Handle(handle), &id),
+            },
+        }
+    }
+
+    fn freeze(&mut self, only: Option<Vec<WirePath>>, id: Id, channel: &Channel) -> Result<(), Stop> {
+        match self.broker.freeze(only)? {
+            Ok(()) => {
+                self.freeze = Some(Running::Owed(id));
+                Ok(())
+            }
+            Err(why) => self.fail(channel, &QgaError::Told(why), &id),
+        }
+    }
+
+    /// Reads, encodes and sends piece by piece: a read of 48 MiB needs no more
+    /// memory than one of 96 KiB. An error behind the first piece ends the
+    /// reply early, with what was read; the next read meets it.
+    fn read(&mut self, handle: i64, count: i64, id: &Id, channel: &Channel) -> Result<(), Stop> {
+        let Some(file) = self.files.get(handle) else {
+            return self.fail(channel, &QgaError::Handle(handle), id);
+        };
+        file.count_call();
+        let Some(wanted) = usize::try_from(count).ok().filter(|_| count <= READ_MAX) else {
+            return self.fail(channel, &QgaError::Count(count), id);
+        };
+        let wanted = wanted.min(self.part.limits.read as usize);
+        let first = wanted.min(PIECE);
+        if self.data.len() < first {
+            self.data.resize(first, 0);
+        }
+        let mut got = match file.read(&mut self.data[..first]) {
+            Ok(got) => got,
+            Err(errno) => return self.fail(channel, &QgaError::Read(errno), id),
+        };
+        self.out.clear();
+        reply::read_head(&mut self.out);
+        let mut encoder = base64::Encoder::default();
+        let mut total = 0;
+        loop {
+            total += got;
+            encoder.push(&self.data[..got], &mut self.out);
+            let next = (wanted - total).min(PIECE);
+            if next == 0 || got < PIECE {
+                break;
+            }
+            channel.write_all(&self.out)?;
+            self.out.clear();
+            got = file.read(&mut self.data[..next]).unwrap_or(0);
+            if got == 0 {
+                break;
+            }
+        }
+        let eof = file.at_end();
+        encoder.finish(&mut self.out);
+        reply::read_tail(&mut self.out, total as u64, eof, id);
+        self.send(channel)
+    }
+
+    fn write(&mut self, handle: i64, text: &str, count: Option<i64>) -> Result<usize, QgaError> {
+        let file = self.files.get(handle).ok_or(QgaError::Handle(handle))?;
+        file.count_call();
+        if self.data.capacity() > KEEP {
+            self.data = Vec::new();
+        }
+        self.data.clear();
+        base64::decode(text, &mut self.data)?;
+        let length = match count {
+            None => self.data.len(),
+            Some(count) => usize::try_from(count)
+                .ok()
+                .filter(|count| *count <= self.data.len())
+                .ok_or(QgaError::Count(count))?,
+        };
+        file.write(&self.data[..length]).map_err(QgaError::Write)
+    }
+
+    fn seek(&mut self, handle: i64, offset: i64, whence: Whence) -> Result<i64, QgaError> {
+        let file = self.files.get(handle).ok_or(QgaError::Handle(handle))?;
+        file.count_call();
+        let origin = match whence {
+            Whence::Set => Origin::SeekSet,
+            Whence::Cur => Origin::SeekCur,
+            Whence::End => Origin::SeekEnd,
+            Whence::Other(code) => return Err(QgaError::Whence(code)),
+        };
+        file.seek(offset, origin).map_err(QgaError::Seek)
+    }
+
+    fn succeed(&mut self, channel: &Channel, value: &impl serde::Serialize, id: &Id) -> Result<(), Stop> {
+        self.out.clear();
+        reply::success(&mut self.out, value, id);
+        self.send(channel)
+    }
+
+    fn fail(&mut self, channel: &Channel, error: &QgaError, id: &Id) -> Result<(), Stop> {
+        self.out.clear();
+        reply::error(&mut self.out, error, id);
+        self.send(channel)
+    }
+
+    fn send(&mut self, channel: &Channel) -> Result<(), Stop> {
+        let sent = channel.write_all(&self.out);
+        if self.out.capacity() > KEEP {
+            self.out = Vec::new();
+        }
+        sent.map_err(Stop::Host)
+    }
+}
