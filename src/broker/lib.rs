@@ -7,4 +7,6 @@
 //! good as its confinement.
 #![forbid(unsafe_code)]
 
+pub mod fsfreeze;
+pub mod shutdown;
 pub mod spawner;

@@ -1,8 +1,62 @@
-//! Filesystem controls: freezing and thawing.
+//! Filesystem controls: freezing and thawing, and which mount a descriptor is on.
 //!
-//! Trust: the broker's alone.
+//! Trust: takes descriptors and numbers, no host input. The broker's alone:
+//! its `fsfreeze` calls them from threads of their own, for they may block
+//! for minutes.
+
+use std::ffi::c_int;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
 
 /// `ioctl` number of FIFREEZE, from `linux/fs.h`: `_IOWR('X', 119, int)`.
 pub const FIFREEZE: u32 = 0xc004_5877;
 /// `ioctl` number of FITHAW, from `linux/fs.h`: `_IOWR('X', 120, int)`.
 pub const FITHAW: u32 = 0xc004_5878;
+
+/// Freezes the filesystem that `dir` is on. Blocks, in a way that no signal
+/// ends, until what is being written has reached the disk.
+///
+/// # Errors
+/// `EBUSY`: frozen already. `EOPNOTSUPP`: this filesystem cannot be frozen.
+/// Others: the filesystem could not be made clean.
+pub fn freeze(dir: BorrowedFd<'_>) -> nix::Result<()> {
+    control(dir, FIFREEZE)
+}
+
+/// Thaws the filesystem that `dir` is on.
+///
+/// # Errors
+/// `EINVAL`: it was not frozen. Others: it stays frozen.
+pub fn thaw(dir: BorrowedFd<'_>) -> nix::Result<()> {
+    control(dir, FITHAW)
+}
+
+/// One of the two requests above, which take no argument.
+fn control(dir: BorrowedFd<'_>, request: u32) -> nix::Result<()> {
+    let nothing: c_int = 0;
+    // SAFETY: the descriptor is open for the length of the call; both requests
+    // ignore their argument, so the kernel touches no memory of ours.
+    Errno::result(unsafe { libc::ioctl(dir.as_raw_fd(), request.into(), nothing) }).map(drop)
+}
+
+/// The id of the mount that `file` was opened through, as
+/// `/proc/self/mountinfo` shows it in its first field. Linux 5.8.
+///
+/// # Errors
+/// Those of `statx(2)`; `ENOSYS` where the kernel does not tell.
+pub fn mount_id(file: BorrowedFd<'_>) -> nix::Result<u64> {
+    let (flags, mask) = (libc::AT_EMPTY_PATH, libc::STATX_MNT_ID);
+    let mut answer = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is an empty C string, which AT_EMPTY_PATH permits, the
+    // descriptor is open, and `answer` has room for one statx.
+    let result = unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, mask, answer.as_mut_ptr()) };
+    Errno::result(result)?;
+    // SAFETY: zeroed bytes are a valid statx, and the kernel filled it in.
+    let answer = unsafe { answer.assume_init() };
+    if answer.stx_mask & mask == 0 {
+        return Err(Errno::ENOSYS);
+    }
+    Ok(answer.stx_mnt_id)
+}

@@ -6,4 +6,5 @@
 
 pub mod descriptors;
 pub mod fs;
+pub mod init;
 pub mod process;
