@@ -76,7 +76,8 @@ impl Number {
             (Self::Sign, b'1'..=b'9') | (Self::Digits, b'0'..=b'9') => Self::Digits,
             (Self::Zero | Self::Digits, b'.') => Self::Point,
             (Self::Point | Self::Fraction, b'0'..=b'9') => Self::Fraction,
-            (Self::Zero | Self::Digits | Self::Fraction, b'e' | b'E') => Self::Exponent,
+            // No exponent after a bare zero: stock ends the number there.
+            (Self::Digits | Self::Fraction, b'e' | b'E') => Self::Exponent,
             (Self::Exponent, b'+' | b'-') => Self::ExponentSign,
             (Self::Exponent | Self::ExponentSign | Self::ExponentDigits, b'0'..=b'9') => Self::ExponentDigits,
             (Self::Zero, b'0'..=b'9') | (Self::Sign | Self::Point | Self::Exponent | Self::ExponentSign, _) => {

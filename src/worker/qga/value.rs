@@ -161,14 +161,17 @@ impl<'a> Parser<'a> {
         let start = self.at;
         let digits = |byte: u8| byte.is_ascii_digit();
         self.at += usize::from(self.bytes[start] == b'-');
-        self.run(digits);
+        let bare_zero = self.run(digits) == b"0";
         let mut whole = true;
         if self.bytes.get(self.at) == Some(&b'.') {
             whole = false;
             self.at += 1;
             self.run(digits);
         }
-        if let Some(b'e' | b'E') = self.bytes.get(self.at) {
+        // As in the framer: no exponent after a bare zero.
+        if let Some(b'e' | b'E') = self.bytes.get(self.at)
+            && !(whole && bare_zero)
+        {
             whole = false;
             self.at += 1;
             self.at += usize::from(matches!(self.bytes.get(self.at), Some(b'+' | b'-')));
