@@ -7,6 +7,17 @@
 //! good as its confinement.
 #![forbid(unsafe_code)]
 
+mod decide;
+mod family;
 pub mod fsfreeze;
+mod host;
+mod launch;
+pub mod log;
+mod options;
+pub mod say;
+mod serve;
 pub mod shutdown;
 pub mod spawner;
+
+pub use launch::{Fatal, run};
+pub use options::Options;

@@ -1,0 +1,320 @@
+//! The start, each step undoing power, in the order of the design: policy,
+//! earlier freeze, channel, spawner, account, capabilities, Landlock, threads,
+//! seccomp; then the loop.
+//!
+//! Trust: runs as whoever started it, before any host byte is read. The policy
+//! is checked.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::Mode;
+use postern_core::audit::Run;
+use postern_core::catalogue::Act;
+use postern_core::confine::filters::{BrokerNeeds, OPEN_DIRECTORY};
+use postern_core::confine::{self, BrokerPlan, ConfineError, caps};
+use postern_core::ipc::List;
+use postern_core::messages::{BIRTH_LIMIT, Identity, SpawnerReport};
+use postern_core::policy::{Account, Policy};
+use postern_core::sys::process;
+
+use crate::family::Family;
+use crate::fsfreeze::{self, Engine, Handles, Memory, MountTable, Remembered};
+use crate::host::{Host, HostError};
+use crate::log::{self, Log, LogError};
+use crate::options::Options;
+use crate::say::{Level, Voice};
+use crate::serve::{Broker, Parts};
+use crate::shutdown::{self, Init, Shutdown};
+
+/// Why the broker did not start, or ended out of order.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    /// An account of the policy can't be used.
+    #[error("{0}")]
+    Account(String),
+    /// A barrier could not be put up.
+    #[error("not starting unconfined: {who}: {why}")]
+    Unconfined {
+        /// Which process.
+        who: &'static str,
+        /// Which barrier, and why.
+        why: String,
+    },
+    /// There is no channel.
+    #[error("no channel: {0}")]
+    Host(#[from] HostError),
+    /// The audit log can't be used.
+    #[error("no audit log: {0}")]
+    Log(#[from] LogError),
+    /// The state directory can't be used.
+    #[error("state directory {path}: {why}", path = .0.display(), why = .1)]
+    State(std::path::PathBuf, String),
+    /// The spawner ended, or spoke nonsense.
+    #[error("the spawner {0}")]
+    Spawner(&'static str),
+    /// A system call failed.
+    #[error("{0} failed: {1}")]
+    Call(&'static str, #[source] io::Error),
+}
+
+impl Fatal {
+    /// The exit status that tells these apart; listed in the README.
+    #[must_use]
+    pub const fn status(&self) -> u8 {
+        match self {
+            Self::Unconfined { .. } | Self::Account(_) => 4,
+            Self::Host(_) => 5,
+            Self::Log(_) => 6,
+            Self::State(..) | Self::Spawner(_) | Self::Call(..) => 1,
+        }
+    }
+}
+
+impl From<ConfineError> for Fatal {
+    fn from(why: ConfineError) -> Self {
+        Self::Unconfined { who: "broker", why: why.to_string() }
+    }
+}
+
+fn call<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> Fatal {
+    move |why| Fatal::Call(what, why.into())
+}
+
+/// Runs the broker until it ends in order.
+///
+/// # Errors
+/// See [`Fatal`]; what was frozen is thawed again, or remembered.
+pub fn run(options: Options) -> Result<(), Fatal> {
+    let Options { policy, channel, verbosity } = options;
+    let voice = Voice::new(verbosity);
+    process::rename_self(c"postern: broker").map_err(call("naming the process"))?;
+    let privileged = nix::unistd::geteuid().is_root();
+    let accounts = if privileged { Some(accounts(&policy)?) } else { None };
+    if !privileged {
+        voice.say(Level::Warning, UNPRIVILEGED);
+    }
+    let owner = accounts.as_ref().map_or_else(own_ids, |(_, broker)| (broker.uid, broker.gid));
+
+    // Before any disk is touched: what did a former run leave?
+    let state = state_directory(&policy.state, owner)?;
+    let (memory, remembered) = memory(&policy.state, &state)?;
+    if let Some(remembered) = &remembered {
+        let count = remembered.filesystems.len();
+        voice.say(Level::Warning, &format!("an earlier run left {count} filesystems frozen; waiting for a thaw"));
+        voice.hold();
+    } else {
+        log::prepare_directory(&policy.audit.log, owner.0, owner.1)?;
+    }
+
+    let host = match (&channel, Host::activated()?) {
+        (None, Some(host)) => host,
+        (Some(channel), _) => Host::open(channel)?,
+        (None, None) => Host::open(&policy.channel)?,
+    };
+    let needs_freeze = privileged && (policy.needs(Act::Freeze) || policy.needs(Act::Thaw));
+    let mounts = needs_freeze.then(MountTable::open).transpose().map_err(call("reading the mount table"))?;
+    let init = Init::recognise(Path::new("/proc"), Path::new("/run"), Path::new("/dev"));
+    if privileged && policy.needs(Act::Shutdown) {
+        voice.say(Level::Info, &format!("init is {}", init.name()));
+    }
+
+    let (family, landlock_abi) = found_family(accounts.as_ref().map(|(worker, _)| identity(worker, &policy)))?;
+    let signals = watch_signals()?;
+
+    let known = !matches!(init, Init::Unknown);
+    let capabilities = if privileged { caps::broker(&policy, known) } else { Vec::new() };
+    let broker_account = accounts.as_ref().map(|(_, broker)| identity_alone(broker));
+    confine::broker_identity(broker_account.as_ref(), &capabilities)?;
+
+    let run = Run {
+        version: env!("CARGO_PKG_VERSION"),
+        policy_digest: policy.digest,
+        privileged,
+        landlock_abi: u32::from(landlock_abi),
+        boot_id: boot_id()?,
+        pid: std::process::id(),
+        uid: nix::unistd::geteuid().as_raw(),
+    };
+    let log = if remembered.is_some() {
+        Log::deferred(&policy.audit.log, run)
+    } else {
+        Log::open(&policy.audit.log, run)?
+    };
+    let handles = Handles::new(duplicate(&state)?).map_err(|why| state_failed(&policy.state, &why))?;
+    let plan = plan(&policy, &host, &init, privileged, needs_freeze, &state)?;
+    let (confined, (engine, shutdown)) = confine::broker_barriers(plan, || -> Result<_, Fatal> {
+        let engine = mounts
+            .map(|mounts| Engine::start(mounts, memory, remembered))
+            .transpose()
+            .map_err(call("starting the freezer"))?;
+        let shutdown = Shutdown::start(policy.shutdown.clone(), init).map_err(call("starting a thread"))?;
+        Ok((engine, shutdown))
+    })?;
+    let parts = Parts { policy, voice, log, engine, shutdown, handles, host, family, signals, privileged };
+    Broker::new(parts, landlock_abi).serve(&confined)
+}
+
+/// What an operator must know of a postern that was not started as root.
+const UNPRIVILEGED: &str = "started without root: broker, worker and opener share one account, there is no PID \
+     namespace, and nothing can be frozen or shut down; for development and tests only";
+
+fn own_ids() -> (u32, u32) {
+    (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
+}
+
+/// Worker's and broker's account, neither used by anybody else.
+fn accounts(policy: &Policy) -> Result<(Account, Account), Fatal> {
+    let missing = |which: &str| {
+        Fatal::Account(format!(
+            "the policy's {which} account does not exist; make it with: \
+             useradd --system --no-create-home --shell /usr/sbin/nologin NAME"
+        ))
+    };
+    let worker = policy.identities.worker.clone().ok_or_else(|| missing("worker"))?;
+    let broker = policy.identities.broker.clone().ok_or_else(|| missing("broker"))?;
+    for account in [&worker, &broker] {
+        if let Some(pid) = process_of(account.uid)? {
+            return Err(Fatal::Account(format!(
+                "account {} (uid {}) is in use by process {pid}; postern needs accounts of its own, for processes of \
+                 one account can disturb each other",
+                account.name, account.uid
+            )));
+        }
+    }
+    Ok((worker, broker))
+}
+
+/// A process that runs as `uid`, if there is one.
+fn process_of(uid: u32) -> Result<Option<u32>, Fatal> {
+    for entry in fs::read_dir("/proc").map_err(call("listing /proc"))? {
+        let Ok(entry) = entry else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        // The directory of a process that is not dumpable is root's; its status
+        // tells the truth. A process that ended meanwhile has none.
+        let Ok(status) = fs::read_to_string(entry.path().join("status")) else { continue };
+        let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+        if uids.split_ascii_whitespace().any(|field| field.parse() == Ok(uid)) {
+            return Ok(Some(pid));
+        }
+    }
+    Ok(None)
+}
+
+fn identity(account: &Account, policy: &Policy) -> Identity {
+    let groups = List::new(policy.identities.groups.clone()).unwrap_or_default();
+    Identity { uid: account.uid, gid: account.gid, groups }
+}
+
+fn identity_alone(account: &Account) -> Identity {
+    Identity { uid: account.uid, gid: account.gid, groups: List::default() }
+}
+
+fn state_failed(path: &Path, why: &dyn std::fmt::Display) -> Fatal {
+    Fatal::State(path.to_owned(), why.to_string())
+}
+
+/// The state directory, made if only its last component is missing. One that
+/// is there is not touched: on a frozen filesystem even that could block.
+fn state_directory(path: &Path, (uid, gid): (u32, u32)) -> Result<OwnedFd, Fatal> {
+    let failed = |why: &dyn std::fmt::Display| state_failed(path, why);
+    if matches!(fs::symlink_metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound) {
+        fs::DirBuilder::new().mode(0o700).create(path).map_err(|why| failed(&why))?;
+        std::os::unix::fs::chown(path, Some(uid), Some(gid)).map_err(|why| failed(&why))?;
+    }
+    let directory = nix::fcntl::open(path, OPEN_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty()).map_err(|why| failed(&why))?;
+    let found = fs::File::from(duplicate(&directory)?).metadata().map_err(|why| failed(&why))?;
+    if found.uid() != uid {
+        return Err(failed(&format!("belongs to uid {}; give it to uid {uid}", found.uid())));
+    }
+    if found.permissions().mode() & 0o022 != 0 {
+        return Err(failed(&"others can write it; chmod it to 0700"));
+    }
+    Ok(directory)
+}
+
+fn memory(path: &Path, state: &OwnedFd) -> Result<(Memory, Option<Remembered>), Fatal> {
+    let failed = |why: fsfreeze::Error| state_failed(path, &why);
+    let memory = Memory::new(duplicate(state)?).map_err(failed)?;
+    let remembered = memory.read().map_err(failed)?;
+    Ok((memory, remembered))
+}
+
+fn duplicate(descriptor: &OwnedFd) -> Result<OwnedFd, Fatal> {
+    descriptor.try_clone().map_err(call("duplicating a descriptor"))
+}
+
+/// Starts the spawner and hears that it is confined. Returns Landlock's ABI.
+fn found_family(identity: Option<Identity>) -> Result<(Family, u8), Fatal> {
+    let open = |path: &str, flags| nix::fcntl::open(path, flags | OFlag::O_CLOEXEC, Mode::empty());
+    let executable = open("/proc/self/exe", OFlag::O_PATH).map_err(call("opening /proc/self/exe"))?;
+    let null = open("/dev/null", OFlag::O_RDWR).map_err(call("opening /dev/null"))?;
+    let mut family = Family::found(&executable, &null, identity).map_err(call("starting the spawner"))?;
+    let born = Instant::now();
+    loop {
+        let left = BIRTH_LIMIT.saturating_sub(born.elapsed());
+        let mut ready = [PollFd::new(family.spawner.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut ready, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)) {
+            Ok(0) => return Err(Fatal::Spawner("did not start in time")),
+            Err(Errno::EINTR) => continue,
+            Err(errno) => return Err(Fatal::Call("poll", errno.into())),
+            Ok(_) => {}
+        }
+        return match family.spawner.try_receive().map(|received| received.message) {
+            Ok(SpawnerReport::Ready { standing }) => Ok((family, standing.landlock_abi)),
+            Ok(SpawnerReport::Unconfined { why }) => {
+                Err(Fatal::Unconfined { who: "spawner", why: why.to_text() })
+            }
+            Ok(_) => Err(Fatal::Spawner("spoke nonsense")),
+            Err(_) => Err(Fatal::Spawner("ended at its start")),
+        };
+    }
+}
+
+fn watch_signals() -> Result<SignalFd, Fatal> {
+    let mut watched = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
+        watched.add(signal);
+    }
+    watched.thread_block().map_err(call("blocking signals"))?;
+    SignalFd::with_flags(&watched, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(call("signalfd"))
+}
+
+fn boot_id() -> Result<String, Fatal> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(call("reading the boot id"))?;
+    Ok(text.trim_ascii().to_owned())
+}
+
+fn plan(
+    policy: &Policy,
+    host: &Host,
+    init: &Init,
+    privileged: bool,
+    freeze: bool,
+    state: &OwnedFd,
+) -> Result<BrokerPlan, Fatal> {
+    let look = |path: &Path| nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+    let shutdown = privileged && policy.needs(Act::Shutdown);
+    let filter = BrokerNeeds {
+        freeze,
+        signals: if shutdown { shutdown::signals(&policy.shutdown, init) } else { Vec::new() },
+        reboots: if shutdown { shutdown::reboot_commands(&policy.shutdown, init) } else { Vec::new() },
+        listens: host.listens(),
+    };
+    let directory = policy.audit.log.parent().unwrap_or(Path::new("/"));
+    Ok(BrokerPlan {
+        filter,
+        log: Some(look(directory).map_err(call("opening the log's directory"))?),
+        state: Some(duplicate(state)?),
+        root: freeze.then(|| look(Path::new("/"))).transpose().map_err(call("opening /"))?,
+    })
+}
