@@ -59,7 +59,6 @@ impl std::fmt::Display for Hash {
 pub struct Torn {
     bytes: u64,
     hash: Sha256,
-    ends_line: bool,
 }
 
 impl Torn {
@@ -67,19 +66,12 @@ impl Torn {
     pub fn add(&mut self, bytes: &[u8]) {
         self.bytes += bytes.len() as u64;
         self.hash.update(bytes);
-        self.ends_line = bytes.last().map_or(self.ends_line, |&last| last == b'\n');
     }
 
     /// How many bytes.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         self.bytes
-    }
-
-    /// Whether the last byte is a newline.
-    #[must_use]
-    pub const fn ends_line(&self) -> bool {
-        self.ends_line
     }
 
     /// The hash over all bytes.

@@ -16,6 +16,8 @@ mod json;
 mod record;
 mod text;
 
+pub use jiff::Timestamp;
+
 pub use chain::{Chain, Hash, MAX_LINE, Torn, is_whole, sequence_of};
 pub use ecs::{Body, ECS_VERSION};
 pub use record::{
