@@ -7,4 +7,5 @@
 //! good as its confinement.
 #![forbid(unsafe_code)]
 
+pub mod log;
 pub mod spawner;

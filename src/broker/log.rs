@@ -259,7 +259,7 @@ impl Log {
     fn settle(&mut self) -> Result<(), LogError> {
         match &self.open {
             None => self.open = Some(Open::new(&self.path, self.run.uid)?),
-            Some(open) if open.place.facts(&open.file)?.links == 0 => self.move_on(Opening::Removed)?,
+            Some(open) if open.place.facts(&open.file)?.gone => self.move_on(Opening::Removed)?,
             Some(_) => {}
         }
         if let Some((at, why)) = self.opening {

@@ -85,16 +85,18 @@ impl Opener {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(Refusal::kernel(Errno::EISDIR));
         };
-        let directory =
-            openat(AT_FDCWD, parent, LOOK, Permissions::empty()).map_err(Refusal::kernel)?;
+        let directory = openat(AT_FDCWD, parent, LOOK, Permissions::empty()).map_err(Refusal::kernel)?;
         let resolved = self.resolved(&directory)?.join(name);
         let rule = self.ask_rules(&resolved, mode, false)?;
         if !self.part.rules[rule].types.contains(Types::REGULAR) {
             return Err(Refusal::opener(Errno::EACCES, resolved));
         }
         let permissions = Permissions::from_bits_truncate(self.part.create_mode);
-        let file = openat(&directory, name, filters::create_flags(mode), permissions)
-            .map_err(|errno| Refusal { errno, by: Barrier::Kernel, resolved: Some(resolved) })?;
+        let file = openat(&directory, name, filters::create_flags(mode), permissions).map_err(|errno| Refusal {
+            errno,
+            by: Barrier::Kernel,
+            resolved: Some(resolved),
+        })?;
         // The directory may have been moved since: what counts is where the
         // file is now.
         let resolved = self.resolved(&file)?;

@@ -48,7 +48,7 @@ pub const fn tail_bytes_max() -> usize {
 pub(super) struct Facts {
     device: u64,
     inode: u64,
-    pub(super) links: u64,
+    pub(super) gone: bool,
     pub(super) size: u64,
 }
 
@@ -89,7 +89,7 @@ impl Place {
     /// The log, made if it is missing.
     pub(super) fn append(&self) -> Result<(File, Facts), LogError> {
         let file = openat(&self.directory, self.name.as_os_str(), APPEND, Mode::from_bits_truncate(0o600))
-            .map_err(|errno| self.not_opened(&self.path, "open audit log", errno))?;
+            .map_err(|errno| not_opened(&self.path, "open audit log", errno))?;
         let file = File::from(file);
         let facts = self.facts(&file)?;
         self.check(&file, &self.path)?;
@@ -101,7 +101,7 @@ impl Place {
         Ok(Facts {
             device: stat.st_dev,
             inode: stat.st_ino,
-            links: stat.st_nlink.into(),
+            gone: stat.st_nlink == 0,
             size: stat.st_size.unsigned_abs(),
         })
     }
@@ -149,7 +149,7 @@ impl Place {
                 Ok(Some(file))
             }
             Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => Err(self.not_opened(&path, "read", errno)),
+            Err(errno) => Err(not_opened(&path, "read", errno)),
         }
     }
 
@@ -168,16 +168,6 @@ impl Place {
             return Ok(());
         };
         Err(LogError::Unsafe { path: path.to_owned(), what })
-    }
-
-    fn not_opened(&self, path: &Path, what: &'static str, errno: Errno) -> LogError {
-        let what = match errno {
-            Errno::ELOOP => "is a symbolic link; put the log's true path in the policy",
-            // What opening a named pipe or a socket for writing gives.
-            Errno::ENXIO | Errno::EISDIR => "is not a regular file",
-            _ => return LogError::Io { what, path: path.to_owned(), errno },
-        };
-        LogError::Unsafe { path: path.to_owned(), what: what.to_owned() }
     }
 
     fn io(&self, what: &'static str, errno: Errno) -> LogError {
@@ -224,8 +214,7 @@ fn split(path: &Path) -> Result<(&Path, &OsStr), LogError> {
 }
 
 fn check_directory(directory: impl AsFd, path: &Path, uid: u32) -> Result<(), LogError> {
-    let stat =
-        fstat(directory).map_err(|errno| LogError::Io { what: "look at", path: path.to_owned(), errno })?;
+    let stat = fstat(directory).map_err(io("look at", path))?;
     let what = if stat.st_uid != uid && stat.st_uid != 0 {
         format!("belongs to uid {}; give it to uid {uid}", stat.st_uid)
     } else if stat.st_mode & OTHERS_WRITE != 0 {
@@ -242,21 +231,20 @@ fn check_directory(directory: impl AsFd, path: &Path, uid: u32) -> Result<(), Lo
 pub fn prepare_directory(log: &Path, uid: u32, gid: u32) -> Result<(), LogError> {
     let (path, _) = split(log)?;
     let (parent, name) = split(path)?;
-    let io = |what, path: &Path| move |errno| LogError::Io { what, path: path.to_owned(), errno };
     let above = openat(AT_FDCWD, parent, DIRECTORY, Mode::empty()).map_err(io("open", parent))?;
     let made = match mkdirat(&above, name, Mode::S_IRWXU) {
         Ok(()) => true,
         Err(Errno::EEXIST) => false,
         Err(errno) => return Err(io("make audit directory", path)(errno)),
     };
-    let directory = openat(&above, name, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty()).map_err(|errno| match errno {
-        // O_DIRECTORY speaks first where both refuse.
-        Errno::ENOTDIR | Errno::ELOOP => LogError::Unsafe {
-            path: path.to_owned(),
-            what: "is a symbolic link or no directory".to_owned(),
-        },
-        _ => io("open audit directory", path)(errno),
-    })?;
+    let directory =
+        openat(&above, name, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty()).map_err(|errno| match errno {
+            // O_DIRECTORY speaks first where both refuse.
+            Errno::ENOTDIR | Errno::ELOOP => {
+                LogError::Unsafe { path: path.to_owned(), what: "is a symbolic link or no directory".to_owned() }
+            }
+            _ => io("open audit directory", path)(errno),
+        })?;
     if made {
         fchown(&directory, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(io("give away", path))?;
     }
@@ -266,4 +254,18 @@ pub fn prepare_directory(log: &Path, uid: u32, gid: u32) -> Result<(), LogError>
         return Err(LogError::Unsafe { path: path.to_owned(), what });
     }
     check_directory(&directory, path, uid)
+}
+
+fn io(what: &'static str, path: &Path) -> impl Fn(Errno) -> LogError {
+    move |errno| LogError::Io { what, path: path.to_owned(), errno }
+}
+
+fn not_opened(path: &Path, what: &'static str, errno: Errno) -> LogError {
+    let what = match errno {
+        Errno::ELOOP => "is a symbolic link; put the log's true path in the policy",
+        // What opening a named pipe or a socket for writing gives.
+        Errno::ENXIO | Errno::EISDIR => "is not a regular file",
+        _ => return LogError::Io { what, path: path.to_owned(), errno },
+    };
+    LogError::Unsafe { path: path.to_owned(), what: what.to_owned() }
 }

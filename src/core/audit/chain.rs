@@ -152,15 +152,16 @@ pub fn is_whole(line: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Because, Record, Text};
+    use super::super::{Record, Text};
     use super::*;
+    use crate::messages::Denial;
 
     fn time() -> Timestamp {
         Timestamp::from_microsecond(1_700_000_000_000_001).unwrap()
     }
 
     fn refused(name: &str) -> Body {
-        Body::of(&Record::CommandRefused { command: Text::from(name), because: Because::Unknown })
+        Body::of(&Record::CommandRefused { command: Text::from(name), because: Denial::Policy })
     }
 
     #[test]
@@ -172,7 +173,7 @@ mod tests {
             line,
             "{\"@timestamp\":\"2023-11-14T22:13:20.000001Z\",\"event\":{\"sequence\":7,\
              \"action\":\"unknown-command\",\"category\":[\"api\"],\"type\":[\"denied\"],\"outcome\":\"failure\",\
-             \"reason\":\"no such command\"},\"ecs\":{\"version\":\"8.11.0\"},\
+             \"reason\":\"the policy does not allow it\"},\"ecs\":{\"version\":\"8.11.0\"},\
              \"postern\":{\"stage\":\"refused\",\"refused_by\":\"policy\",\"command\":\"nope\",\
              \"torn\":{\"bytes\":7,\"sha256\":\"500d7cea3387f93cf726bffa3229b0dd0e02e16c84fb8e9860877af96d3fcc00\"},\
              \"previous\":\"0000000000000000000000000000000000000000000000000000000000000000\"}}"

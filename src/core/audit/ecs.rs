@@ -9,11 +9,10 @@ use std::borrow::Cow;
 use nix::errno::Errno;
 
 use super::json::{Fields, Value, hex, members};
-use super::record::{
-    Because, Closing, End, FileFacts, Lost, Mounts, Opening, Peer, Record, RefusedBy, Role, Run, ThawCause,
-};
+use super::record::{Closing, End, Lost, Mounts, Opening, Peer, Record, Role, Run, ThawCause};
 use super::text::Text;
 use crate::catalogue;
+use crate::messages::{Barrier, Denial, Facts};
 use crate::policy::ShutdownMethod;
 use crate::policy::rules::{Mode, Types};
 
@@ -148,28 +147,28 @@ fn details(record: &Record, out: &mut Fields) {
         Record::Stopped { reason } => text(out, "event.reason", "postern.reason_bytes", reason),
         Record::HostConnected { peer } | Record::HostDisconnected { peer } => put_peer(out, *peer),
         Record::OpenAsked { requested, mode, rule } => put_asked(out, requested, *mode, Some(*rule)),
-        Record::OpenGranted { requested, mode, rule, handle, file } => {
-            put_asked(out, requested, *mode, Some(*rule));
+        Record::OpenGranted { requested, mode, handle, file } => {
+            put_asked(out, requested, *mode, Some(file.rule.into()));
             out.push(("postern.handle", Value::Number(*handle)));
             put_file(out, file);
         }
-        Record::OpenRefused { requested, mode, by, reason, rule, errno, file } => {
+        Record::OpenRefused { requested, mode, by, reason, rule, errno, resolved } => {
             put_asked(out, requested, *mode, *rule);
             text(out, "event.reason", "postern.reason_bytes", reason);
             out.push(("postern.refused_by", Value::Str(refused_by(*by).into())));
             put_errno(out, *errno);
-            if let Some(file) = file {
-                put_file(out, file);
+            if let Some(path) = resolved {
+                text(out, "file.path", "postern.path_bytes", path);
             }
         }
-        Record::FileClosed { handle, why, path, sums } => {
+        Record::FileClosed { handle, why, path, used } => {
             reason(out, closing(*why));
             text(out, "file.path", "postern.path_bytes", path);
             out.push(("postern.handle", Value::Number(*handle)));
-            if let Some(sums) = sums {
-                out.push(("postern.self_reported.bytes_read", Value::Number(sums.bytes_read)));
-                out.push(("postern.self_reported.bytes_written", Value::Number(sums.bytes_written)));
-                out.push(("postern.self_reported.final_offset", Value::Number(sums.final_offset)));
+            if let Some(used) = used {
+                out.push(("postern.self_reported.bytes_read", Value::Number(used.read)));
+                out.push(("postern.self_reported.bytes_written", Value::Number(used.written)));
+                out.push(("postern.self_reported.calls", Value::Number(used.calls)));
             }
         }
         Record::CommandRefused { command, because } => {
@@ -204,21 +203,27 @@ fn details(record: &Record, out: &mut Fields) {
             put_shutdown(out, mode.name(), *method);
             put_errno(out, Some(*errno));
         }
-        Record::ProcessStarted { role, pid, uid } => {
-            put_process(out, *role, *pid);
+        Record::ProcessStarted { role, child, pid, uid } => {
+            put_process(out, *role, *child);
+            if let Some(pid) = pid {
+                out.push(("process.pid", Value::Number((*pid).into())));
+            }
             out.push(("user.id", Value::Str(uid.to_string().into())));
         }
-        Record::ProcessDied { role, pid, end } => {
-            put_process(out, *role, *pid);
+        Record::ProcessDied { role, child, end, reason } => {
+            if let Some(reason) = reason {
+                text(out, "event.reason", "postern.reason_bytes", reason);
+            }
+            put_process(out, *role, *child);
             match end {
                 End::Exited(status) => out.push(("process.exit_code", Value::Signed((*status).into()))),
                 End::Signalled(signal) => out.push(("postern.signal", Value::Signed((*signal).into()))),
                 End::Unknown => {}
             }
         }
-        Record::MalformedFrame { role, pid, reason } => {
+        Record::MalformedFrame { role, child, reason } => {
             text(out, "event.reason", "postern.reason_bytes", reason);
-            put_process(out, *role, *pid);
+            put_process(out, *role, *child);
         }
         Record::Counted { counts } => {
             let counts = counts.iter().map(|(command, count)| (command.name(), *count)).collect();
@@ -263,7 +268,7 @@ fn put_asked(out: &mut Fields, requested: &Text, mode: Mode, rule: Option<usize>
 }
 
 /// Ids, inodes and modes are strings in ECS: they are names, not amounts.
-fn put_file(out: &mut Fields, file: &FileFacts) {
+fn put_file(out: &mut Fields, file: &Facts) {
     let device = format!("{}:{}", nix::sys::stat::major(file.device), nix::sys::stat::minor(file.device));
     let kind = match Types::of_mode(file.mode) {
         Some(Types::REGULAR) => "file",
@@ -274,7 +279,7 @@ fn put_file(out: &mut Fields, file: &FileFacts) {
         _ if file.mode & libc::S_IFMT == libc::S_IFLNK => "symlink",
         _ => "other",
     };
-    text(out, "file.path", "postern.path_bytes", &file.path);
+    text(out, "file.path", "postern.path_bytes", &Text::from(&file.path));
     out.push(("file.device", Value::Str(device.into())));
     out.push(("file.inode", Value::Str(file.inode.to_string().into())));
     out.push(("file.type", Value::Str(kind.into())));
@@ -282,6 +287,8 @@ fn put_file(out: &mut Fields, file: &FileFacts) {
     out.push(("file.mode", Value::Str(format!("{:04o}", file.mode & 0o7777).into())));
     out.push(("file.uid", Value::Str(file.uid.to_string().into())));
     out.push(("file.gid", Value::Str(file.gid.to_string().into())));
+    out.push(("postern.links", Value::Number(file.links)));
+    out.push(("postern.created", Value::Bool(file.created)));
 }
 
 fn put_peer(out: &mut Fields, peer: Option<Peer>) {
@@ -292,8 +299,10 @@ fn put_peer(out: &mut Fields, peer: Option<Peer>) {
     out.push(("postern.peer.gid", Value::Number(peer.gid.into())));
 }
 
-fn put_process(out: &mut Fields, role: Role, pid: u32) {
-    out.push(("process.pid", Value::Number(pid.into())));
+fn put_process(out: &mut Fields, role: Role, child: u32) {
+    if role != Role::Spawner {
+        out.push(("postern.child", Value::Number(child.into())));
+    }
     let name = match role {
         Role::Worker => "worker",
         Role::Opener => "opener",
@@ -360,12 +369,12 @@ fn reason(out: &mut Fields, reason: &'static str) {
     out.push(("event.reason", Value::Str(reason.into())));
 }
 
-const fn refused_by(by: RefusedBy) -> &'static str {
+const fn refused_by(by: Barrier) -> &'static str {
     match by {
-        RefusedBy::Policy => "policy",
-        RefusedBy::Opener => "opener",
-        RefusedBy::Kernel => "kernel",
-        RefusedBy::Permissions => "permissions",
+        Barrier::Broker => "policy",
+        Barrier::Opener => "opener",
+        Barrier::Kernel => "kernel",
+        Barrier::Audit => "audit",
     }
 }
 
@@ -377,12 +386,11 @@ const fn closing(why: Closing) -> &'static str {
     }
 }
 
-const fn refusal(because: Because) -> &'static str {
+const fn refusal(because: Denial) -> &'static str {
     match because {
-        Because::Policy => "the policy does not allow it",
-        Because::Frozen => "not while filesystems are frozen",
-        Because::NotOffered => "postern does not offer it",
-        Because::Unknown => "no such command",
+        Denial::Policy => "the policy does not allow it",
+        Denial::WhileFrozen => "not while filesystems are frozen",
+        Denial::NotOffered => "postern does not offer it",
     }
 }
 

@@ -99,7 +99,8 @@ pub(super) fn string(out: &mut String, text: &str) {
 /// controls (C0, DEL, C1), line and paragraph separators, and the marks that
 /// turn the direction of text, with which a name can look like another.
 /// All of them are in the basic plane, so four digits suffice.
-fn is_harmful(character: char) -> bool {
+#[must_use]
+pub fn is_harmful(character: char) -> bool {
     character.is_control()
         || matches!(character,
             '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')

@@ -20,8 +20,6 @@ pub use jiff::Timestamp;
 
 pub use chain::{Chain, Hash, MAX_LINE, Torn, is_whole, sequence_of};
 pub use ecs::{Body, ECS_VERSION};
-pub use record::{
-    Because, Closing, End, FileFacts, Lost, Mounts, Opening, Peer, Record, RefusedBy, Role, Run, SelfReported,
-    ThawCause,
-};
+pub use json::is_harmful;
+pub use record::{Closing, End, Lost, Mounts, Opening, Peer, Record, Role, Run, ThawCause};
 pub use text::{TEXT_MAX, Text};

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 
 use super::text::{TEXT_MAX, Text};
 use crate::catalogue::Command;
+use crate::messages::{self, Barrier, Denial, Facts, Use};
 use crate::policy::rules::Mode;
 use crate::policy::{ShutdownMethod, ShutdownMode};
 
@@ -52,49 +53,6 @@ pub struct Peer {
     pub gid: u32,
 }
 
-/// An opened object, as the opener saw it with `fstat`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileFacts {
-    /// The path that the kernel resolved.
-    pub path: Text,
-    /// `st_dev`.
-    pub device: u64,
-    /// `st_ino`.
-    pub inode: u64,
-    /// `st_size` in bytes, before the open truncated anything.
-    pub size: u64,
-    /// `st_mode`: type and permission bits.
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-}
-
-/// Who refused an open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefusedBy {
-    /// The broker, by policy, before anything was opened.
-    Policy,
-    /// The opener, on the object it had found (`except`, `types`, links).
-    Opener,
-    /// The kernel: Landlock, or the path was not there or not openable.
-    Kernel,
-    /// The permissions of the file against the policy's account.
-    Permissions,
-}
-
-/// What the worker says it did with a descriptor. Nobody else counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SelfReported {
-    /// Bytes read from the file.
-    pub bytes_read: u64,
-    /// Bytes written to the file.
-    pub bytes_written: u64,
-    /// Position at the close.
-    pub final_offset: u64,
-}
-
 /// Why a handle ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closing {
@@ -104,19 +62,6 @@ pub enum Closing {
     WorkerDied,
     /// postern is stopping.
     Stopping,
-}
-
-/// Why a command was refused before it did anything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Because {
-    /// The policy does not allow it.
-    Policy,
-    /// It is not answered while filesystems are frozen.
-    Frozen,
-    /// Stock has it, postern does not.
-    NotOffered,
-    /// No agent has it.
-    Unknown,
 }
 
 /// Mountpoints, bounded: [`Mounts::push`] keeps the first that fit.
@@ -190,6 +135,15 @@ pub enum Role {
     Spawner,
 }
 
+impl From<messages::Role> for Role {
+    fn from(role: messages::Role) -> Self {
+        match role {
+            messages::Role::Opener => Self::Opener,
+            messages::Role::Worker => Self::Worker,
+        }
+    }
+}
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -254,12 +208,10 @@ pub enum Record {
         requested: Text,
         /// The host's mode.
         mode: Mode,
-        /// Index of the rule that allowed it.
-        rule: usize,
         /// The handle that the host will use.
         handle: u64,
-        /// What was opened.
-        file: FileFacts,
+        /// What was opened, by which rule: the opener's word.
+        file: Facts,
     },
     /// An open was refused or failed.
     OpenRefused {
@@ -268,15 +220,15 @@ pub enum Record {
         /// The host's mode.
         mode: Mode,
         /// Who refused.
-        by: RefusedBy,
+        by: Barrier,
         /// Why, in one line.
         reason: Text,
         /// Index of the rule that decided, if one did.
         rule: Option<usize>,
-        /// The kernel's error, if it was asked.
+        /// The error that the host sees.
         errno: Option<Errno>,
-        /// What was found, if something was.
-        file: Option<FileFacts>,
+        /// The path that the kernel resolved, if it got so far.
+        resolved: Option<Text>,
     },
     /// A handle ended.
     FileClosed {
@@ -287,14 +239,14 @@ pub enum Record {
         /// The resolved path of its grant.
         path: Text,
         /// The worker's own word; none where it died.
-        sums: Option<SelfReported>,
+        used: Option<Use>,
     },
-    /// A command was refused before it did anything.
+    /// The worker refused a command by itself. The worker's own word.
     CommandRefused {
-        /// The name as the host sent it.
+        /// The name, as the worker says the host sent it.
         command: Text,
         /// Why.
-        because: Because,
+        because: Denial,
     },
     /// A freeze is about to begin.
     FreezeAsked {
@@ -357,12 +309,14 @@ pub enum Record {
         /// The kernel's error.
         errno: Errno,
     },
-    /// A process of postern started.
+    /// A process of postern started and is confined.
     ProcessStarted {
         /// Which.
         role: Role,
-        /// Its id in the broker's PID namespace.
-        pid: u32,
+        /// The broker's number for it; the spawner has none, 0.
+        child: u32,
+        /// Its process id, where the broker knows it.
+        pid: Option<u32>,
         /// Its user.
         uid: u32,
     },
@@ -370,17 +324,19 @@ pub enum Record {
     ProcessDied {
         /// Which.
         role: Role,
-        /// Its id in the broker's PID namespace.
-        pid: u32,
+        /// The broker's number for it; the spawner has none, 0.
+        child: u32,
         /// How.
         end: End,
+        /// Its last words, or why the broker killed it.
+        reason: Option<Text>,
     },
     /// A process sent a frame that no sound one sends.
     MalformedFrame {
         /// Which.
         role: Role,
-        /// Its id in the broker's PID namespace.
-        pid: u32,
+        /// The broker's number for it; the spawner has none, 0.
+        child: u32,
         /// What was wrong, in one line.
         reason: Text,
     },

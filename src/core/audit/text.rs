@@ -8,6 +8,8 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use crate::ipc::Bytes;
+
 /// Longest byte string that a record holds, in bytes. A path that the kernel
 /// opens is shorter (`PATH_MAX` is 4096 with its NUL), so nothing that was
 /// opened is ever cut.
@@ -63,6 +65,12 @@ impl From<&OsStr> for Text {
 impl From<&Path> for Text {
     fn from(path: &Path) -> Self {
         Self::new(path.as_os_str().as_bytes())
+    }
+}
+
+impl<const MAX: usize> From<&Bytes<MAX>> for Text {
+    fn from(bytes: &Bytes<MAX>) -> Self {
+        Self::new(bytes.as_slice())
     }
 }
 
