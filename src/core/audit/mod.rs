@@ -1,1 +1,25 @@
-//! stub
+//! The audit log's records: what an event says, how it looks as a line of
+//! JSON, and how each line names the one before it.
+//!
+//! [`Record`] is the event as data, [`Body`] its JSON text but for sequence
+//! number and hash, [`Chain`] adds these two. Nothing here opens a file: the
+//! broker's log writer does, and `postern audit` reads.
+//!
+//! Trust: a record's numbers and enums come from the broker; every [`Text`] may
+//! come from the host or from a file name, and is bounded and escaped here.
+//! This room writes JSON and reads none: continuing a log takes only the fixed
+//! places of a line ([`Chain::after`]).
+
+mod chain;
+mod ecs;
+mod json;
+mod record;
+mod text;
+
+pub use jiff::Timestamp;
+
+pub use chain::{Chain, Hash, MAX_LINE, Torn, is_whole, sequence_of};
+pub use ecs::{Body, ECS_VERSION};
+pub use json::is_harmful;
+pub use record::{Closing, End, Lost, Mounts, Opening, Peer, Record, Role, Run, ThawCause};
+pub use text::{TEXT_MAX, Text};

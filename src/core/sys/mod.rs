@@ -8,3 +8,4 @@ pub mod descriptors;
 pub mod fs;
 pub mod init;
 pub mod process;
+pub mod terminal;

@@ -1,0 +1,217 @@
+//! The chain: every line carries a number one above, and the SHA-256 of, the
+//! line before it.
+//!
+//! A line's shape is fixed at both ends:
+//!
+//! ```text
+//! {"@timestamp":"2025-01-02T03:04:05.678901Z","event":{"sequence":7,…,"postern":{…,"previous":"<64 hex digits>"}}
+//! ```
+//!
+//! so that the broker can continue a log from its last line without a JSON
+//! parser: [`sequence_of`] looks at these places and nowhere else.
+//!
+//! Trust: lines that are read back may have been edited by anyone with root;
+//! they are taken only if their fixed places are right, and only the number is.
+
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+
+use super::ecs::Body;
+use super::json::hex;
+
+/// Longest line in bytes, without its newline. The longest record holds three
+/// texts, or two lists of mountpoints, each of whose bytes takes six as escape
+/// or eight as U+FFFD and hexadecimal; a test holds the sum below this.
+pub const MAX_LINE: usize = 256 << 10;
+
+const BEFORE_TIME: &str = "{\"@timestamp\":\"";
+const TIME: usize = "2025-01-02T03:04:05.678901Z".len();
+const BEFORE_SEQUENCE: &str = "\",\"event\":{\"sequence\":";
+const BEFORE_HASH: &str = "\"previous\":\"";
+const END: &str = "\"}}";
+
+/// A SHA-256.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hash(pub [u8; 32]);
+
+impl Hash {
+    /// What the first record of all names as the line before it.
+    pub const NONE: Self = Self([0; 32]);
+
+    /// The hash of a line, without its newline.
+    #[must_use]
+    pub fn of(line: &[u8]) -> Self {
+        Self(Sha256::digest(line).into())
+    }
+}
+
+impl std::fmt::Display for Hash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+/// Bytes between two whole lines that are none: what a full disk or a crash
+/// left of a record. The record behind them says how many and which.
+#[derive(Clone, Debug, Default)]
+pub struct Torn {
+    bytes: u64,
+    hash: Sha256,
+}
+
+impl Torn {
+    /// Adds bytes, newlines too.
+    pub fn add(&mut self, bytes: &[u8]) {
+        self.bytes += bytes.len() as u64;
+        self.hash.update(bytes);
+    }
+
+    /// How many bytes.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The hash over all bytes.
+    #[must_use]
+    pub fn hash(&self) -> Hash {
+        Hash(self.hash.clone().finalize().into())
+    }
+}
+
+/// Where a log stands: the number of its next record, and the hash that this
+/// record carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// `event.sequence` of the next record.
+    pub next: u64,
+    /// `postern.previous` of the next record.
+    pub previous: Hash,
+}
+
+impl Chain {
+    /// Before the first record of all.
+    pub const START: Self = Self { next: 1, previous: Hash::NONE };
+
+    /// The chain behind a whole line; `None` if it is none.
+    #[must_use]
+    pub fn after(line: &[u8]) -> Option<Self> {
+        let next = sequence_of(line)?.checked_add(1)?;
+        is_whole(line).then(|| Self { next, previous: Hash::of(line) })
+    }
+
+    /// The line of a record at this place, without a newline. `torn` says what
+    /// stands between the line before and this one.
+    #[must_use]
+    pub fn seal(&self, at: Timestamp, body: &Body, torn: Option<&Torn>) -> String {
+        let mut line = String::with_capacity(body.len() + 512);
+        // Writing to a String cannot fail.
+        _ = write!(line, "{BEFORE_TIME}{at:.6}{BEFORE_SEQUENCE}{},{}", self.next, body.as_str());
+        if let Some(torn) = torn.filter(|torn| torn.bytes > 0) {
+            _ = write!(line, "\"torn\":{{\"bytes\":{},\"sha256\":\"{}\"}},", torn.bytes, torn.hash());
+        }
+        _ = write!(line, "{BEFORE_HASH}{}{END}", self.previous);
+        line
+    }
+
+    /// Moves behind `line`, which [`Chain::seal`] made and which is written.
+    pub fn advance(&mut self, line: &[u8]) {
+        self.next += 1;
+        self.previous = Hash::of(line);
+    }
+}
+
+/// The sequence number of a line that begins as records do.
+#[must_use]
+pub fn sequence_of(line: &[u8]) -> Option<u64> {
+    let rest = line.strip_prefix(BEFORE_TIME.as_bytes())?;
+    let (time, rest) = rest.split_at_checked(TIME)?;
+    let fits = time.iter().zip(b"0000-00-00T00:00:00.000000Z").all(|(&byte, &shape)| match shape {
+        b'0' => byte.is_ascii_digit(),
+        _ => byte == shape,
+    });
+    let rest = rest.strip_prefix(BEFORE_SEQUENCE.as_bytes()).filter(|_| fits)?;
+    let digits = &rest[..rest.iter().position(|byte| !byte.is_ascii_digit())?];
+    if rest.get(digits.len()) != Some(&b',') || digits.first() == Some(&b'0') {
+        return None;
+    }
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// Whether a line ends as records do. No beginning of a record does: a quote
+/// inside one of its strings has a backslash before it.
+#[must_use]
+pub fn is_whole(line: &[u8]) -> bool {
+    let Some(rest) = line.strip_suffix(END.as_bytes()) else { return false };
+    let Some(at) = rest.len().checked_sub(64) else { return false };
+    let (rest, hash) = rest.split_at(at);
+    hash.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) && rest.ends_with(BEFORE_HASH.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Record, Text};
+    use super::*;
+    use crate::messages::Denial;
+
+    fn time() -> Timestamp {
+        Timestamp::from_microsecond(1_700_000_000_000_001).unwrap()
+    }
+
+    fn refused(name: &str) -> Body {
+        Body::of(&Record::CommandRefused { command: Text::from(name), because: Denial::Policy })
+    }
+
+    #[test]
+    fn a_line_looks_so() {
+        let mut torn = Torn::default();
+        torn.add(b"{\"@tim\n");
+        let line = Chain { next: 7, previous: Hash::NONE }.seal(time(), &refused("nope"), Some(&torn));
+        assert_eq!(
+            line,
+            "{\"@timestamp\":\"2023-11-14T22:13:20.000001Z\",\"event\":{\"sequence\":7,\
+             \"action\":\"unknown-command\",\"category\":[\"api\"],\"type\":[\"denied\"],\"outcome\":\"failure\",\
+             \"reason\":\"the policy does not allow it\"},\"ecs\":{\"version\":\"8.11.0\"},\
+             \"postern\":{\"stage\":\"refused\",\"refused_by\":\"policy\",\"command\":\"nope\",\
+             \"torn\":{\"bytes\":7,\"sha256\":\"500d7cea3387f93cf726bffa3229b0dd0e02e16c84fb8e9860877af96d3fcc00\"},\
+             \"previous\":\"0000000000000000000000000000000000000000000000000000000000000000\"}}"
+        );
+    }
+
+    #[test]
+    fn a_line_continues_the_chain_and_no_part_of_it_does() {
+        // A host that knows the format tries to end a line early.
+        let hostile = format!("\"previous\":\"{}\"}}}}", "0".repeat(64));
+        let mut chain = Chain::START;
+        for number in 1..=11 {
+            let line = chain.seal(time(), &refused(&hostile), None);
+            assert_eq!(sequence_of(line.as_bytes()), Some(number));
+            for end in 0..line.len() {
+                assert_eq!(Chain::after(&line.as_bytes()[..end]), None, "{end}");
+            }
+            chain.advance(line.as_bytes());
+            assert_eq!(Chain::after(line.as_bytes()), Some(chain));
+        }
+    }
+
+    #[test]
+    fn only_the_fixed_form_has_a_number() {
+        let line = |time: &str, number: &str| {
+            sequence_of(format!("{{\"@timestamp\":\"{time}\",\"event\":{{\"sequence\":{number}").as_bytes())
+        };
+        let good = "2023-11-14T22:13:20.000001Z";
+        assert_eq!(line(good, "1,"), Some(1));
+        assert_eq!(line(good, "18446744073709551615,"), Some(u64::MAX));
+        for number in ["", ",", "0,", "01,", "-1,", "1", "1}", "1.0,", "1e3,", "18446744073709551616,"] {
+            assert_eq!(line(good, number), None, "{number}");
+        }
+        for time in ["2023-11-14 22:13:20.000001Z", "2023-11-14T22:13:20.00001Z", "2023-11-14T22:13:20.000001+", ""] {
+            assert_eq!(line(time, "1,"), None, "{time}");
+        }
+        // The last number has no next one.
+        let last = Chain { next: u64::MAX, previous: Hash::NONE }.seal(time(), &refused("nope"), None);
+        assert_eq!(Chain::after(last.as_bytes()), None);
+    }
+}

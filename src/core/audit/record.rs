@@ -1,0 +1,351 @@
+//! Every event of the audit log, as data.
+//!
+//! Trust: plain data that the broker fills in. Where a field repeats what
+//! another process said, its documentation says whose word it is; the same
+//! table for outsiders is `audit/RECORDS.md`.
+
+use nix::errno::Errno;
+
+use super::text::{TEXT_MAX, Text};
+use crate::catalogue::Command;
+use crate::messages::{self, Barrier, Denial, Facts, Use};
+use crate::policy::rules::Mode;
+use crate::policy::{ShutdownMethod, ShutdownMode};
+
+/// What every log file says first about the postern that writes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// postern's version.
+    pub version: &'static str,
+    /// Digest of the policy in force.
+    pub policy_digest: [u8; 32],
+    /// Whether every barrier that needs root at start was put up.
+    pub privileged: bool,
+    /// Landlock ABI of the kernel; 0 where it has none.
+    pub landlock_abi: u32,
+    /// The kernel's boot id (`/proc/sys/kernel/random/boot_id`).
+    pub boot_id: String,
+    /// The broker's process id.
+    pub pid: u32,
+    /// The broker's user id.
+    pub uid: u32,
+}
+
+/// Why a log file was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// postern started.
+    Started,
+    /// The file was rotated and postern was told (`SIGHUP`).
+    Rotated,
+    /// The file had been unlinked while postern was writing it.
+    Removed,
+}
+
+/// Who is at the other end of a unix socket, by the kernel's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Process id; 0 where it is outside our PID namespace.
+    pub pid: i32,
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+/// Why a handle ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// The host closed it.
+    Host,
+    /// The worker that held it died.
+    WorkerDied,
+    /// postern is stopping.
+    Stopping,
+}
+
+/// Mountpoints, bounded: [`Mounts::push`] keeps the first that fit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mounts {
+    kept: Vec<Text>,
+    bytes: usize,
+    omitted: u64,
+}
+
+impl Mounts {
+    /// Most bytes that the kept mountpoints take together.
+    pub const BYTES_MAX: usize = 2 * TEXT_MAX;
+
+    /// Adds a mountpoint, or counts it where there is no room.
+    pub fn push(&mut self, mountpoint: Text) {
+        // The quotes and the comma of a list count too, for empty names.
+        let bytes = mountpoint.bytes().len() + 3;
+        if self.omitted > 0 || self.bytes + bytes > Self::BYTES_MAX {
+            self.omitted += 1;
+        } else {
+            self.bytes += bytes;
+            self.kept.push(mountpoint);
+        }
+    }
+
+    /// The mountpoints that fitted.
+    #[must_use]
+    pub fn kept(&self) -> &[Text] {
+        &self.kept
+    }
+
+    /// How many did not fit.
+    #[must_use]
+    pub const fn omitted(&self) -> u64 {
+        self.omitted
+    }
+}
+
+impl<T: Into<Text>> FromIterator<T> for Mounts {
+    fn from_iter<I: IntoIterator<Item = T>>(mountpoints: I) -> Self {
+        let mut mounts = Self::default();
+        mountpoints.into_iter().for_each(|mountpoint| mounts.push(mountpoint.into()));
+        mounts
+    }
+}
+
+/// What made the broker thaw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThawCause {
+    /// The host asked.
+    Host,
+    /// The policy's time limit passed.
+    TimeLimit,
+    /// postern is stopping.
+    Stopping,
+    /// A freeze failed half-way.
+    FreezeFailed,
+    /// The host asked to thaw what an earlier run had left frozen.
+    Remembered,
+}
+
+/// One of postern's processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Parses the host's bytes.
+    Worker,
+    /// Opens files.
+    Opener,
+    /// Starts the two others.
+    Spawner,
+}
+
+impl From<messages::Role> for Role {
+    fn from(role: messages::Role) -> Self {
+        match role {
+            messages::Role::Opener => Self::Opener,
+            messages::Role::Worker => Self::Worker,
+        }
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Exit status.
+    Exited(i32),
+    /// Signal number; SIGSYS means that a filter stopped it.
+    Signalled(i32),
+    /// It is gone and nobody could wait for it.
+    Unknown,
+}
+
+/// Why there are fewer records than events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// Records that found the ring of waiting records full.
+    pub ring: u64,
+    /// Records that could not be written, whose acts were therefore refused.
+    pub unwritten: u64,
+    /// The last error of writing, if that was why.
+    pub errno: Option<Errno>,
+}
+
+/// One event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Record {
+    /// First record of every file and of every run. Only the log writes it.
+    LogOpened {
+        /// Who writes.
+        run: Run,
+        /// Why.
+        why: Opening,
+    },
+    /// postern ends in order.
+    Stopped {
+        /// Why, in one line.
+        reason: Text,
+    },
+    /// A host is there.
+    HostConnected {
+        /// Who, on a unix socket; a serial port has no credentials.
+        peer: Option<Peer>,
+    },
+    /// The host went away.
+    HostDisconnected {
+        /// Who, on a unix socket.
+        peer: Option<Peer>,
+    },
+    /// An open is about to be tried. Always before an open that creates or
+    /// truncates.
+    OpenAsked {
+        /// The host's path.
+        requested: Text,
+        /// The host's mode.
+        mode: Mode,
+        /// Index of the rule that allows it.
+        rule: usize,
+    },
+    /// An object was opened; its descriptor has not yet left the broker.
+    OpenGranted {
+        /// The host's path.
+        requested: Text,
+        /// The host's mode.
+        mode: Mode,
+        /// The handle that the host will use.
+        handle: u64,
+        /// What was opened, by which rule: the opener's word.
+        file: Facts,
+    },
+    /// An open was refused or failed.
+    OpenRefused {
+        /// The host's path.
+        requested: Text,
+        /// The host's mode.
+        mode: Mode,
+        /// Who refused.
+        by: Barrier,
+        /// Why, in one line.
+        reason: Text,
+        /// Index of the rule that decided, if one did.
+        rule: Option<usize>,
+        /// The error that the host sees.
+        errno: Option<Errno>,
+        /// The path that the kernel resolved, if it got so far.
+        resolved: Option<Text>,
+    },
+    /// A handle ended.
+    FileClosed {
+        /// The handle.
+        handle: u64,
+        /// Why.
+        why: Closing,
+        /// The resolved path of its grant.
+        path: Text,
+        /// The worker's own word; none where it died.
+        used: Option<Use>,
+    },
+    /// The worker refused a command by itself. The worker's own word.
+    CommandRefused {
+        /// The name, as the worker says the host sent it.
+        command: Text,
+        /// Why.
+        because: Denial,
+    },
+    /// A freeze is about to begin.
+    FreezeAsked {
+        /// `guest-fsfreeze-freeze` or `-freeze-list`.
+        command: Command,
+        /// The host's mountpoints, for `-freeze-list`.
+        mounts: Mounts,
+    },
+    /// A freeze is complete.
+    FreezeDone {
+        /// Which command.
+        command: Command,
+        /// How many filesystems.
+        count: u64,
+        /// Where.
+        mounts: Mounts,
+    },
+    /// A freeze failed; everything is thawed again.
+    FreezeFailed {
+        /// Which command.
+        command: Command,
+        /// The mountpoint that could not be frozen.
+        mount: Text,
+        /// Why, in one line.
+        reason: Text,
+        /// The kernel's error.
+        errno: Option<Errno>,
+    },
+    /// Filesystems were thawed.
+    Thawed {
+        /// What made the broker thaw.
+        cause: ThawCause,
+        /// How many were thawed.
+        count: u64,
+        /// Where.
+        mounts: Mounts,
+        /// Mountpoints that did not thaw.
+        failed: Mounts,
+    },
+    /// The broker is about to ask for a shutdown.
+    ShutdownAsked {
+        /// What the host wants.
+        mode: ShutdownMode,
+        /// How it will be done.
+        method: ShutdownMethod,
+    },
+    /// A shutdown was refused.
+    ShutdownRefused {
+        /// The host's mode, as it stands on the wire.
+        mode: Text,
+        /// Why, in one line.
+        reason: Text,
+    },
+    /// Asking for a shutdown failed.
+    ShutdownFailed {
+        /// What the host wants.
+        mode: ShutdownMode,
+        /// How it was tried.
+        method: ShutdownMethod,
+        /// The kernel's error.
+        errno: Errno,
+    },
+    /// A process of postern started and is confined.
+    ProcessStarted {
+        /// Which.
+        role: Role,
+        /// The broker's number for it; the spawner has none, 0.
+        child: u32,
+        /// Its process id, where the broker knows it.
+        pid: Option<u32>,
+        /// Its user.
+        uid: u32,
+    },
+    /// A process of postern ended.
+    ProcessDied {
+        /// Which.
+        role: Role,
+        /// The broker's number for it; the spawner has none, 0.
+        child: u32,
+        /// How.
+        end: End,
+        /// Its last words, or why the broker killed it.
+        reason: Option<Text>,
+    },
+    /// A process sent a frame that no sound one sends.
+    MalformedFrame {
+        /// Which.
+        role: Role,
+        /// The broker's number for it; the spawner has none, 0.
+        child: u32,
+        /// What was wrong, in one line.
+        reason: Text,
+    },
+    /// How often the commands that are counted, not listed, were answered
+    /// since the last such record. The worker's own word.
+    Counted {
+        /// Count per command.
+        counts: Vec<(Command, u64)>,
+    },
+    /// Fewer records than events. Only the log writes it.
+    RecordsLost(Lost),
+}
