@@ -14,25 +14,25 @@ use crate::fsfreeze::Status;
 
 /// What the decision depends on besides policy and ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct State {
+pub(crate) struct State {
     /// Whether the worker has said that it is confined.
-    pub ready: bool,
+    pub(crate) ready: bool,
     /// What filesystems are.
-    pub freeze: Status,
+    pub(crate) freeze: Status,
     /// Whether a thaw that the host asked for is under way.
-    pub thawing: bool,
+    pub(crate) thawing: bool,
     /// Files that the worker holds, as far as the broker knows.
-    pub files: usize,
+    pub(crate) files: usize,
     /// Whether an open of this worker is under way.
-    pub opening: bool,
+    pub(crate) opening: bool,
     /// Whether postern was started with what acts take (as root).
-    pub privileged: bool,
+    pub(crate) privileged: bool,
 }
 
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
-pub enum Decision {
+pub(crate) enum Decision {
     /// Have the opener open it, under this rule; `changes` says that the open
     /// itself may create or truncate, so that a record comes first.
     Open {
@@ -74,7 +74,7 @@ const UNPRIVILEGED: &str = "not possible: postern was started without root";
 const BUSY: &str = "a freeze or thaw is under way";
 
 /// Decides. `ask` is what the worker sent, in type.
-pub fn decide(state: State, ask: &Ask, policy: &Policy) -> Decision {
+pub(crate) fn decide(state: State, ask: &Ask, policy: &Policy) -> Decision {
     match ask {
         Ask::Ready { .. } | Ask::Unconfined { .. } if state.ready => Decision::Hostile("it introduced itself twice"),
         Ask::Ready { .. } | Ask::Unconfined { .. } | Ask::Panicked { .. } => Decision::Note,

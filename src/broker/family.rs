@@ -23,27 +23,27 @@ const WINDOW: Duration = Duration::from_secs(10);
 
 /// One child, from its asking on.
 #[derive(Debug)]
-pub struct Child<Out, In> {
+pub(crate) struct Child<Out, In> {
     /// The spawner's name for it.
-    pub id: u32,
+    pub(crate) id: u32,
     /// The broker's end.
-    pub pipe: Pipe<Out, In>,
+    pub(crate) pipe: Pipe<Out, In>,
     /// Its process id in our namespace, once it has spoken.
-    pub pid: i32,
+    pub(crate) pid: i32,
     /// Whether it has said that it is confined.
-    pub ready: bool,
+    pub(crate) ready: bool,
 }
 
 /// A worker as the broker has it.
-pub type Worker = Child<Answer, Ask>;
+pub(crate) type Worker = Child<Answer, Ask>;
 /// An opener as the broker has it.
-pub type Opener = Child<OpenerOrder, OpenerReport>;
+pub(crate) type Opener = Child<OpenerOrder, OpenerReport>;
 
 /// The spawner and what is known of its children.
 #[derive(Debug)]
-pub struct Family {
+pub(crate) struct Family {
     /// The spawner.
-    pub spawner: Pipe<SpawnerOrder, SpawnerReport>,
+    pub(crate) spawner: Pipe<SpawnerOrder, SpawnerReport>,
     next: u32,
     births: VecDeque<Instant>,
 }
@@ -54,7 +54,7 @@ impl Family {
     ///
     /// # Errors
     /// As clone(2) and socketpair(2).
-    pub fn found(executable: &OwnedFd, null: &OwnedFd, identity: Option<Identity>) -> io::Result<Self> {
+    pub(crate) fn found(executable: &OwnedFd, null: &OwnedFd, identity: Option<Identity>) -> io::Result<Self> {
         let (spawner, theirs) = Pipe::pair()?;
         process::spawn(&Birth {
             executable: executable.as_fd(),
@@ -73,7 +73,7 @@ impl Family {
     ///
     /// # Errors
     /// As socketpair(2) and sendmsg(2).
-    pub fn start<Out: Frame, In: Frame>(&mut self, role: Role) -> Result<Child<Out, In>, Errno> {
+    pub(crate) fn start<Out: Frame, In: Frame>(&mut self, role: Role) -> Result<Child<Out, In>, Errno> {
         let (pipe, theirs) = Pipe::pair().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))?;
         let id = self.next;
         self.next = self.next.wrapping_add(1);
@@ -88,7 +88,7 @@ impl Family {
     /// When the next child may be started, so that one that always dies does
     /// not take the machine with it.
     #[must_use]
-    pub fn next_birth(&self) -> Instant {
+    pub(crate) fn next_birth(&self) -> Instant {
         match self.births.front() {
             Some(&oldest) if self.births.len() >= BURST => oldest + WINDOW,
             _ => Instant::now(),
@@ -96,7 +96,7 @@ impl Family {
     }
 
     /// Has a child killed, if it still lives.
-    pub fn kill(&self, id: u32) {
+    pub(crate) fn kill(&self, id: u32) {
         // If the spawner does not take this, it is dead or stuck, which the
         // loop finds out by itself.
         let _ = self.spawner.send(&SpawnerOrder::Kill { id }, None);

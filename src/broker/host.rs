@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::socket::{SockFlag, accept4, getsockopt, sockopt};
 use nix::sys::stat::{Mode, umask};
-use postern_core::audit::record::Peer;
+use postern_core::audit::Peer;
 use postern_core::messages::ChannelKind;
 use postern_core::policy::Channel;
 use postern_core::sys::descriptors;
@@ -51,7 +51,7 @@ pub enum HostError {
 
 /// The channel as the broker holds it.
 #[derive(Debug)]
-pub struct Host {
+pub(crate) struct Host {
     listener: Option<UnixListener>,
     current: Option<Connection>,
 }
@@ -68,7 +68,7 @@ impl Host {
     ///
     /// # Errors
     /// See [`HostError`].
-    pub fn open(channel: &Channel) -> Result<Self, HostError> {
+    pub(crate) fn open(channel: &Channel) -> Result<Self, HostError> {
         match channel {
             Channel::VirtioSerial(path) => Self::open_port(path),
             Channel::UnixListen(path) => Self::listen(path),
@@ -80,7 +80,7 @@ impl Host {
     ///
     /// # Errors
     /// [`HostError::Activation`] if anything but one listening socket came.
-    pub fn activated() -> Result<Option<Self>, HostError> {
+    pub(crate) fn activated() -> Result<Option<Self>, HostError> {
         let variable = |name| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
         if variable("LISTEN_PID") != Some(std::process::id()) {
             return Ok(None);
@@ -136,19 +136,19 @@ impl Host {
 
     /// Whether this channel listens.
     #[must_use]
-    pub const fn listens(&self) -> bool {
+    pub(crate) const fn listens(&self) -> bool {
         self.listener.is_some()
     }
 
     /// What to poll: the listener, while no host is connected. One host at a
     /// time; the next waits in the backlog.
     #[must_use]
-    pub fn awaited(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn awaited(&self) -> Option<BorrowedFd<'_>> {
         if self.current.is_some() { None } else { self.listener.as_ref().map(AsFd::as_fd) }
     }
 
     /// Takes in the next host, if one is there. Returns whether one is.
-    pub fn accept(&mut self) -> bool {
+    pub(crate) fn accept(&mut self) -> bool {
         let Some(listener) = self.listener.as_ref().filter(|_| self.current.is_none()) else { return false };
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let Ok(number) = accept4(listener.as_raw_fd(), flags) else { return false };
@@ -162,12 +162,12 @@ impl Host {
 
     /// The connected host's channel, to hand to a worker.
     #[must_use]
-    pub fn current(&self) -> Option<(BorrowedFd<'_>, ChannelKind, Option<Peer>)> {
+    pub(crate) fn current(&self) -> Option<(BorrowedFd<'_>, ChannelKind, Option<Peer>)> {
         self.current.as_ref().map(|current| (current.channel.as_fd(), current.kind, current.peer))
     }
 
     /// Lets go of a host that left. A port stays: it has no other.
-    pub fn drop_current(&mut self) -> Option<Peer> {
+    pub(crate) fn drop_current(&mut self) -> Option<Peer> {
         self.current.take().and_then(|gone| gone.peer)
     }
 }

@@ -20,9 +20,9 @@ use nix::time::{ClockId, clock_gettime};
 use postern_core::audit::{self, Closing, End, Mounts, Record, ThawCause};
 use postern_core::catalogue::Command;
 use postern_core::confine::Confined;
-use postern_core::ipc::{Frame, ReceiveError, Received};
+use postern_core::ipc::{Frame, ReceiveError, Received, Sender};
 use postern_core::messages::{
-    Answer, Ask, BIRTH_LIMIT, Barrier, Denial, Facts, FreezeState, OpenerOrder, OpenerReport, Role, SpawnerReport,
+    Answer, Ask, BIRTH_LIMIT, Barrier, Facts, FreezeState, OpenerOrder, OpenerReport, Role, SpawnerReport,
     Standing, Text, Use, WirePath,
 };
 use postern_core::policy::rules::Mode;
@@ -80,6 +80,8 @@ struct Gone {
     id: u32,
     role: Role,
     pid: i32,
+    /// Its last words, or why it was let go of.
+    why: Option<audit::Text>,
 }
 
 /// The broker.
@@ -89,6 +91,8 @@ pub(crate) struct Broker {
     opener: Option<Opener>,
     worker: Option<Worker>,
     gone: Vec<Gone>,
+    /// What is known of why the next child is let go of.
+    last_words: Option<audit::Text>,
     /// The worker's open files: their resolved paths.
     files: BTreeMap<u64, WirePath>,
     opening: Option<Opening>,
@@ -133,13 +137,6 @@ fn boottime() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
 }
 
-const fn role(role: Role) -> audit::Role {
-    match role {
-        Role::Opener => audit::Role::Opener,
-        Role::Worker => audit::Role::Worker,
-    }
-}
-
 impl Broker {
     pub(crate) fn new(parts: Parts, landlock_abi: u8) -> Self {
         let frozen = parts.engine.as_ref().is_some_and(|engine| engine.status() != Status::Thawed);
@@ -148,6 +145,7 @@ impl Broker {
             opener: None,
             worker: None,
             gone: Vec::new(),
+            last_words: None,
             files: BTreeMap::new(),
             opening: None,
             opens: 0,
@@ -293,11 +291,10 @@ impl Broker {
         }
         let Some(at) = self.gone.iter().position(|gone| gone.id == id) else { return };
         let gone = self.gone.swap_remove(at);
-        let pid = gone.pid.cast_unsigned();
-        self.note(&Record::ProcessDied { role: role(gone.role), pid, end });
         if self.stopping.is_none() {
-            self.say(Level::Warning, &format!("{:?} {pid} ended ({end:?}); replaced", gone.role));
+            self.say(Level::Warning, &format!("{:?} {} ended ({end:?}); replaced", gone.role, gone.pid));
         }
+        self.note(&Record::ProcessDied { role: gone.role.into(), child: id, end, reason: gone.why });
     }
 
     /// Lets go of a worker and of all that it held.
@@ -309,7 +306,7 @@ impl Broker {
         self.opening = None;
         let why = if self.stopping.is_some() { Closing::Stopping } else { Closing::WorkerDied };
         for (handle, path) in std::mem::take(&mut self.files) {
-            self.note(&Record::FileClosed { handle, why, path: text(path.as_slice()), sums: None });
+            self.note(&Record::FileClosed { handle, why, path: text(path.as_slice()), used: None });
         }
     }
 
@@ -323,11 +320,12 @@ impl Broker {
 
     fn let_go<Out: Frame, In: Frame>(&mut self, role: Role, child: &Child<Out, In>) {
         self.parts.family.kill(child.id);
-        self.gone.push(Gone { id: child.id, role, pid: child.pid });
+        let why = self.last_words.take();
+        self.gone.push(Gone { id: child.id, role, pid: child.pid, why });
     }
 
     /// A child's first word: that it is confined.
-    fn child_ready(&mut self, role_of: Role, standing: &Standing, pid: i32, uid: u32) {
+    fn child_ready(&mut self, role_of: Role, child: u32, standing: &Standing, sender: Option<Sender>) {
         if standing.landlock_abi != self.landlock_abi {
             self.say(Level::Warning, &format!("{role_of:?} enforces Landlock ABI {}", standing.landlock_abi));
         }
@@ -336,7 +334,8 @@ impl Broker {
                 self.say(Level::Notice, &format!("optional path {} is not there", rule.path.display()));
             }
         }
-        self.note(&Record::ProcessStarted { role: role(role_of), pid: pid.cast_unsigned(), uid });
+        let (pid, uid) = sender.map_or((0, 0), |sender| (sender.pid, sender.uid));
+        self.note(&Record::ProcessStarted { role: role_of.into(), child, pid: Some(pid.cast_unsigned()), uid });
         if role_of == Role::Worker {
             self.say(Level::Info, "ready");
         }
@@ -370,9 +369,9 @@ impl Broker {
             Ok(received) => received,
             Err(ReceiveError::Empty) => return Ok(()),
             Err(ReceiveError::Malformed(why)) => {
-                let pid = opener.pid.cast_unsigned();
+                let child = opener.id;
                 let reason = text(why.to_string().as_bytes());
-                self.note(&Record::MalformedFrame { role: audit::Role::Opener, pid, reason });
+                self.note(&Record::MalformedFrame { role: audit::Role::Opener, child, reason });
                 self.lose_opener();
                 return Ok(());
             }
@@ -383,11 +382,10 @@ impl Broker {
         };
         match received.message {
             OpenerReport::Ready { standing } => {
-                let sender = received.sender;
                 opener.ready = true;
-                opener.pid = sender.map_or(0, |sender| sender.pid);
-                let pid = opener.pid;
-                self.child_ready(Role::Opener, &standing, pid, sender.map_or(0, |sender| sender.uid));
+                opener.pid = received.sender.map_or(0, |sender| sender.pid);
+                let child = opener.id;
+                self.child_ready(Role::Opener, child, &standing, received.sender);
                 self.tell_opener();
             }
             OpenerReport::Unconfined { why } => {
@@ -395,17 +393,17 @@ impl Broker {
             }
             OpenerReport::Panicked { message } => {
                 self.say(Level::Error, &format!("opener: {}", message.to_text()));
+                self.last_words = Some(text(message.as_slice()));
             }
             OpenerReport::Opened { id, facts } => self.opened(id, &facts, received.descriptor),
             OpenerReport::NotOpened { id, errno, by, resolved } => {
                 let Some(opening) = self.opening.take_if(|opening| opening.id == id) else { return Ok(()) };
-                let resolved = resolved.map(|path| path.to_text());
-                let why = match (by, &resolved) {
-                    (Barrier::Opener, Some(path)) => format!("no rule allows what it leads to: {path}"),
-                    (_, Some(path)) => format!("the kernel refused {path}"),
-                    _ => "the kernel refused".to_owned(),
+                let why = match by {
+                    Barrier::Opener => "no rule allows what the path leads to",
+                    _ => "the kernel refused",
                 };
-                self.refuse_open(&opening.path, opening.mode, Errno::from_raw(errno), by, &why, Some(opening.rule));
+                let (errno, rule) = (Errno::from_raw(errno), Some(opening.rule));
+                self.refuse_open_at(&opening.path, opening.mode, errno, by, why, rule, resolved.as_ref());
             }
         }
         Ok(())
@@ -430,17 +428,8 @@ impl Broker {
         let granted = Record::OpenGranted {
             requested: text(opening.path.as_slice()),
             mode: opening.mode,
-            rule: usize::from(facts.rule),
             handle: opening.handle,
-            file: audit::FileFacts {
-                path: text(facts.path.as_slice()),
-                device: facts.device,
-                inode: facts.inode,
-                size: facts.size,
-                mode: facts.mode,
-                uid: facts.uid,
-                gid: facts.gid,
-            },
+            file: facts.clone(),
         };
         if let Err(why) = self.parts.log.record(&granted) {
             self.log_failed(&why);
@@ -452,11 +441,10 @@ impl Broker {
     }
 
     fn refuse_open(&mut self, path: &WirePath, mode: Mode, errno: Errno, by: Barrier, why: &str, rule: Option<usize>) {
-        let by = match by {
-            Barrier::Broker => audit::RefusedBy::Policy,
-            Barrier::Opener => audit::RefusedBy::Opener,
-            Barrier::Kernel | Barrier::Audit => audit::RefusedBy::Kernel,
-        };
+        self.refuse_open_at(path, mode, errno, by, why, rule, None);
+    }
+
+    fn refuse_open_at(&mut self, path: &WirePath, mode: Mode, errno: Errno, by: Barrier, why: &str, rule: Option<usize>, resolved: Option<&WirePath>) {
         self.note(&Record::OpenRefused {
             requested: text(path.as_slice()),
             mode,
@@ -464,7 +452,7 @@ impl Broker {
             reason: text(why.as_bytes()),
             rule,
             errno: Some(errno),
-            file: None,
+            resolved: resolved.map(|path| text(path.as_slice())),
         });
         self.answer(&Answer::NotOpened { errno: errno as i32 }, None);
     }
@@ -509,9 +497,9 @@ impl Broker {
     }
 
     fn replace_hostile(&mut self, why: &str) {
-        let pid = self.worker.as_ref().map_or(0, |worker| worker.pid).cast_unsigned();
+        let (child, pid) = self.worker.as_ref().map_or((0, 0), |worker| (worker.id, worker.pid));
         self.say(Level::Error, &format!("worker {pid} is not sound ({why}); replacing it"));
-        self.note(&Record::MalformedFrame { role: audit::Role::Worker, pid, reason: text(why.as_bytes()) });
+        self.note(&Record::MalformedFrame { role: audit::Role::Worker, child, reason: text(why.as_bytes()) });
         self.lose_worker();
     }
 
@@ -520,29 +508,25 @@ impl Broker {
         let sender = received.sender;
         match received.message {
             Ask::Ready { standing } => {
-                if let Some(worker) = &mut self.worker {
-                    worker.ready = true;
-                    worker.pid = sender.map_or(0, |sender| sender.pid);
-                }
-                let (pid, uid) = sender.map_or((0, 0), |sender| (sender.pid, sender.uid));
-                self.child_ready(Role::Worker, &standing, pid, uid);
+                let Some(worker) = &mut self.worker else { return Ok(()) };
+                worker.ready = true;
+                worker.pid = sender.map_or(0, |sender| sender.pid);
+                let child = worker.id;
+                self.child_ready(Role::Worker, child, &standing, sender);
                 self.hand_channel();
             }
             Ask::Unconfined { why } => return Err(Fatal::Unconfined { who: "worker", why: why.to_text() }),
-            Ask::Panicked { message } => self.say(Level::Error, &format!("worker: {}", message.to_text())),
+            Ask::Panicked { message } => {
+                self.say(Level::Error, &format!("worker: {}", message.to_text()));
+                self.last_words = Some(text(message.as_slice()));
+            }
             Ask::Closed { handle, used } => self.closed(handle, &used),
             Ask::HostGone {} => {
                 let peer = self.parts.host.drop_current();
                 self.note(&Record::HostDisconnected { peer });
             }
             Ask::Denied { command, why } => {
-                let because = match why {
-                    Denial::Policy => audit::Because::Policy,
-                    Denial::WhileFrozen => audit::Because::Frozen,
-                    Denial::NotOffered => audit::Because::NotOffered,
-                    Denial::Unknown => audit::Because::Unknown,
-                };
-                self.note(&Record::CommandRefused { command: text(command.as_slice()), because });
+                self.note(&Record::CommandRefused { command: text(command.as_slice()), because: why });
             }
             Ask::Counted { commands } => {
                 let counts = commands.as_slice().iter().map(|count| (count.command, count.times)).collect();
@@ -558,9 +542,8 @@ impl Broker {
             self.replace_hostile("it closed a handle that it did not have");
             return;
         };
-        let sums = audit::SelfReported { bytes_read: used.read, bytes_written: used.written, calls: used.calls };
         let path = text(path.as_slice());
-        self.note(&Record::FileClosed { handle, why: Closing::Host, path, sums: Some(sums) });
+        self.note(&Record::FileClosed { handle, why: Closing::Host, path, used: Some(used.clone()) });
     }
 
     /// Does what was decided.
@@ -768,8 +751,7 @@ impl Broker {
     }
 
     fn release_if_thawed(&mut self) {
-        if self.parts.engine.as_ref().is_some_and(|engine| engine.hold_writes() || engine.status() == Status::Freezing)
-            || !self.parts.log.is_held()
+        if self.parts.engine.as_ref().is_some_and(|engine| engine.holds_writes()) || !self.parts.log.is_held()
         {
             return;
         }

@@ -18,7 +18,7 @@ mod stacking;
 mod state;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
@@ -190,6 +190,34 @@ pub enum Failure {
     /// A thaw was wanted before the freeze was done.
     #[error("the freeze was ended by a thaw")]
     Aborted,
+}
+
+impl Failure {
+    /// The mountpoint that it was about, if it was about one.
+    #[must_use]
+    pub fn mountpoint(&self) -> Option<&Path> {
+        match self {
+            Self::Open { mountpoint, .. }
+            | Self::Freeze { mountpoint, .. }
+            | Self::Thaw { mountpoint, .. }
+            | Self::Unreachable { mountpoint } => Some(mountpoint),
+            Self::Table { .. } | Self::Remember { .. } | Self::Forget { .. } | Self::Aborted => None,
+        }
+    }
+
+    /// The system's word, if it had one.
+    #[must_use]
+    pub const fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Table { errno }
+            | Self::Open { errno, .. }
+            | Self::Freeze { errno, .. }
+            | Self::Thaw { errno, .. }
+            | Self::Remember { errno }
+            | Self::Forget { errno } => Some(*errno),
+            Self::Unreachable { .. } | Self::Aborted => None,
+        }
+    }
 }
 
 /// The C library's text, which clients match; nix's own differs in places.

@@ -391,6 +391,7 @@ const fn refusal(because: Denial) -> &'static str {
         Denial::Policy => "the policy does not allow it",
         Denial::WhileFrozen => "not while filesystems are frozen",
         Denial::NotOffered => "postern does not offer it",
+        Denial::Unknown => "no agent has it",
     }
 }
 

@@ -10,7 +10,6 @@
 use std::borrow::Cow;
 
 use nix::errno::Errno;
-use postern_core::catalogue::Command;
 use thiserror::Error;
 
 /// Most bytes of the host's own text that an error quotes back: a Linux path
