@@ -1,0 +1,385 @@
+//! The key table: every key of a policy file, once, as data.
+//!
+//! The reader's checks, the defaults, the JSON Schema (`policy/schema.json`)
+//! and the reference (`policy/REFERENCE.md`) are made from it.
+//!
+//! Trust: plain data, no input. Anyone may read it.
+
+use super::profiles;
+
+/// What a key takes. Bounds are inclusive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Type {
+    /// The number of the format: the integer 1.
+    Version,
+    /// One string of these.
+    Choice(&'static [&'static str]),
+    /// A list of strings out of `of`, none twice, at least `least`.
+    Choices {
+        /// What may stand in the list.
+        of: &'static [&'static str],
+        /// The shortest list.
+        least: usize,
+    },
+    /// A list of command names, none twice. If `offered`, only those that this
+    /// postern offers; else every name that stock `qemu-ga` knows.
+    Commands {
+        /// Whether the command must be one that postern offers.
+        offered: bool,
+    },
+    /// An absolute path without `.`, `..`, doubled or trailing slash.
+    Path,
+    /// A list of such paths, none twice.
+    Paths,
+    /// Bytes: an integer, or a string with `KiB` or `MiB`.
+    Size {
+        /// Smallest, in bytes.
+        min: u64,
+        /// Largest, in bytes.
+        max: u64,
+    },
+    /// An integer.
+    Count {
+        /// Smallest.
+        min: u64,
+        /// Largest.
+        max: u64,
+    },
+    /// A string with `s`, `m` or `h`.
+    Duration {
+        /// Shortest, in seconds.
+        min: u64,
+        /// Longest, in seconds.
+        max: u64,
+    },
+    /// Permission bits as an octal string.
+    Mode,
+    /// `true` or `false`.
+    Flag,
+    /// An account: a name, or a number n for user n and group n.
+    Account,
+    /// A list of groups, names or numbers, none twice.
+    Groups,
+}
+
+/// A table of the file.
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    /// Name in the file; empty for the keys above every table.
+    pub name: &'static str,
+    /// Whether it is written `[[name]]`, once for each of its kind.
+    pub repeated: bool,
+    /// One paragraph for people.
+    pub doc: &'static str,
+}
+
+/// A key of a table.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Name of its table.
+    pub table: &'static str,
+    /// Name in the file.
+    pub name: &'static str,
+    /// What it takes.
+    pub takes: Type,
+    /// Value, as TOML, where no file sets it; `None` for none.
+    pub default: Option<&'static str>,
+    /// Whether its table must hold it.
+    pub required: bool,
+    /// One paragraph for people.
+    pub doc: &'static str,
+    /// An example value, as TOML.
+    pub example: &'static str,
+}
+
+impl Key {
+    const fn new(
+        table: &'static str,
+        name: &'static str,
+        takes: Type,
+        example: &'static str,
+        doc: &'static str,
+    ) -> Self {
+        Self { table, name, takes, default: None, required: false, doc, example }
+    }
+
+    const fn default(mut self, value: &'static str) -> Self {
+        self.default = Some(value);
+        self
+    }
+
+    const fn required(mut self) -> Self {
+        self.required = true;
+        self
+    }
+
+    /// `table.name`, or `name` above every table.
+    #[must_use]
+    pub fn id(&self) -> String {
+        if self.table.is_empty() { self.name.to_owned() } else { format!("{}.{}", self.table, self.name) }
+    }
+}
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// Largest id that the kernel takes for an account: one below "no change".
+pub const MAX_ID: u64 = u32::MAX as u64 - 1;
+
+/// Every table, in the order of the reference.
+pub static TABLES: [Table; 11] = [
+    Table { name: "", repeated: false, doc: "Above every table." },
+    Table {
+        name: "commands",
+        repeated: false,
+        doc: "Which commands the host may use: the profile's and those of `allow`, less those of `deny`. What is named \
+              nowhere is refused.",
+    },
+    Table {
+        name: "files",
+        repeated: true,
+        doc: "One rule: what the host may do with one file, or with everything beneath one directory. Rights of rules \
+              add up; to take something out of a rule, use its `except`. Where a rule lies beneath the `except` of \
+              another, the longer path wins.",
+    },
+    Table { name: "create", repeated: false, doc: "Files that the host creates." },
+    Table { name: "freeze", repeated: false, doc: "Freezing filesystems." },
+    Table { name: "shutdown", repeated: false, doc: "Shutting the guest down." },
+    Table {
+        name: "limits",
+        repeated: false,
+        doc: "How much one request may use. Stock's limits are the ceilings; lower ones bound the worker's memory.",
+    },
+    Table { name: "audit", repeated: false, doc: "The audit log." },
+    Table {
+        name: "identities",
+        repeated: false,
+        doc: "The accounts that the processes run as. Both must be used by nothing else: processes of one account can \
+              signal each other.",
+    },
+    Table { name: "channel", repeated: false, doc: "Where the host is met, unless the command line says otherwise." },
+    Table {
+        name: "state",
+        repeated: false,
+        doc: "What a restarted postern must know: which filesystems are frozen, which handles were given out.",
+    },
+];
+
+/// Every key, in the order of the reference.
+pub static KEYS: [Key; 25] = [
+    Key::new("", "version", Type::Version, "1", "The format of the file. Every file says it, drop-ins too.").required(),
+    Key::new(
+        "",
+        "profile",
+        Type::Choice(profiles::NAMES),
+        "\"backup\"",
+        "A named set of commands to start from; without one, only `commands.allow` counts. What a profile holds never \
+         changes under the same `version`, so that an upgrade does not widen a policy.",
+    ),
+    Key::new(
+        "commands",
+        "allow",
+        Type::Commands { offered: true },
+        "[\"guest-shutdown\"]",
+        "Commands to allow beside the profile's. Lists of all files add up. There are no patterns: they would grow \
+         with an upgrade.",
+    ),
+    Key::new(
+        "commands",
+        "deny",
+        Type::Commands { offered: false },
+        "[\"guest-file-write\"]",
+        "Commands to refuse, whatever allows them in whichever file. Lists of all files add up. Commands that only \
+         stock has may be named too.",
+    ),
+    Key::new(
+        "files",
+        "path",
+        Type::Path,
+        "\"/var/log/nginx\"",
+        "A file or directory, absolute, with no symbolic link on the way: the kernel's word for an opened file is \
+         compared with it. A directory means everything beneath it. It must exist when postern starts, unless \
+         `optional`.",
+    )
+    .required(),
+    Key::new(
+        "files",
+        "rights",
+        Type::Choices { of: &["read", "write", "create", "append"], least: 1 },
+        "[\"read\"]",
+        "`read` what stands in a file; `write`: overwrite and empty an existing file; `create` a file that is not \
+         there and fill it; `append` to an existing file without overwriting. `create` takes a directory as `path`.",
+    )
+    .required(),
+    Key::new(
+        "files",
+        "except",
+        Type::Paths,
+        "[\"/var/log/nginx/private\"]",
+        "Paths beneath `path` that the rule does not reach. Held against the path of the opened file, links resolved.",
+    ),
+    Key::new(
+        "files",
+        "optional",
+        Type::Flag,
+        "true",
+        "Whether postern starts although `path` is not there. What appears there later is reached after the next start.",
+    )
+    .default("false"),
+    Key::new(
+        "files",
+        "types",
+        Type::Choices { of: &["regular", "fifo", "character-device", "block-device"], least: 1 },
+        "[\"regular\", \"fifo\"]",
+        "What kinds of object may be opened. Directories and sockets never.",
+    )
+    .default("[\"regular\"]"),
+    Key::new(
+        "create",
+        "mode",
+        Type::Mode,
+        "\"0640\"",
+        "Permission bits of a file that the host creates, whatever the umask. Octal, in quotes; neither set-id bits \
+         nor a right to write for others.",
+    )
+    .default("\"0600\""),
+    Key::new(
+        "freeze",
+        "limit",
+        Type::Duration { min: 1, max: 3600 },
+        "\"2m\"",
+        "How long filesystems may stay frozen: then the broker thaws them by itself and records it. The default is the \
+         longest that hosts wait for a freeze to succeed; a snapshot takes seconds. Above an hour a guest with a lost \
+         host is as good as dead.",
+    )
+    .default("\"10m\""),
+    Key::new(
+        "shutdown",
+        "modes",
+        Type::Choices { of: &["powerdown", "halt", "reboot"], least: 0 },
+        "[\"powerdown\", \"reboot\"]",
+        "What the host may ask `guest-shutdown` for. The command asks for `powerdown` where it names no mode.",
+    )
+    .default("[]"),
+    Key::new(
+        "shutdown",
+        "method",
+        Type::Choice(&["init", "kernel", "auto"]),
+        "\"auto\"",
+        "`init`: ask init (systemd, sysvinit, busybox) in its own way, refuse where it is unknown; the broker holds \
+         CAP_KILL. `kernel`: write everything out, then `reboot(2)`, no service is stopped; the broker holds \
+         CAP_SYS_BOOT. `auto`: `init` where init is known when postern starts, else `kernel`.",
+    )
+    .default("\"init\""),
+    Key::new(
+        "limits",
+        "message",
+        Type::Size { min: 4 * KIB, max: 64 * MIB },
+        "\"1MiB\"",
+        "Largest request. A write of n bytes takes 4/3 n and a little.",
+    )
+    .default("\"64MiB\""),
+    Key::new(
+        "limits",
+        "nesting",
+        Type::Count { min: 8, max: 1024 },
+        "32",
+        "Deepest nesting of a request. No offered command needs more than 3.",
+    )
+    .default("1024"),
+    Key::new("limits", "string", Type::Size { min: 4 * KIB, max: 64 * MIB }, "\"1MiB\"", "Longest string of a request.")
+        .default("\"64MiB\""),
+    Key::new(
+        "limits",
+        "read",
+        Type::Size { min: 4 * KIB, max: 48 * MIB },
+        "\"1MiB\"",
+        "Largest `count` of one `guest-file-read`. Not below 4 KiB, which a read without `count` asks for.",
+    )
+    .default("\"48MiB\""),
+    Key::new("limits", "handles", Type::Count { min: 1, max: 1024 }, "16", "Files that the host may have open at once.")
+        .default("64"),
+    Key::new(
+        "audit",
+        "log",
+        Type::Path,
+        "\"/var/log/postern/audit.jsonl\"",
+        "The log file. Its directory belongs to the broker's account and to nobody else; no file rule may reach it.",
+    )
+    .default("\"/var/log/postern/audit.jsonl\""),
+    Key::new(
+        "identities",
+        "worker",
+        Type::Account,
+        "\"postern\"",
+        "Account of worker, opener and spawner: what it may open by file permissions is what the host may open at \
+         most. A number n means user n and group n.",
+    )
+    .default("\"postern\""),
+    Key::new(
+        "identities",
+        "broker",
+        Type::Account,
+        "\"postern-broker\"",
+        "Account of the broker: it owns log and state. A number n means user n and group n.",
+    )
+    .default("\"postern-broker\""),
+    Key::new(
+        "identities",
+        "groups",
+        Type::Groups,
+        "[\"adm\"]",
+        "Supplementary groups of worker, opener and spawner, for files that only a group may read. They get no other.",
+    )
+    .default("[]"),
+    Key::new(
+        "channel",
+        "method",
+        Type::Choice(&["virtio-serial", "unix-listen"]),
+        "\"unix-listen\"",
+        "`virtio-serial`: a port that the hypervisor gives the guest. `unix-listen`: a socket that postern makes and \
+         listens on, for tests.",
+    )
+    .default("\"virtio-serial\""),
+    Key::new(
+        "channel",
+        "path",
+        Type::Path,
+        "\"/run/postern/host.sock\"",
+        "The port's device, or the socket. The default holds for `virtio-serial` only.",
+    )
+    .default("\"/dev/virtio-ports/org.qemu.guest_agent.0\""),
+    Key::new(
+        "state",
+        "directory",
+        Type::Path,
+        "\"/run/postern/state\"",
+        "A directory of the broker's account, best on a tmpfs: with it on a disk, a freeze of that disk would stop \
+         what must be written to thaw.",
+    )
+    .default("\"/run/postern/state\""),
+];
+
+/// The keys of a table.
+pub fn of_table(table: &str) -> impl Iterator<Item = &'static Key> + use<'_> {
+    KEYS.iter().filter(move |key| key.table == table)
+}
+
+/// The defaults of every table that is not repeated, as a policy file: the
+/// reader merges the files over it.
+#[must_use]
+pub fn defaults() -> String {
+    let mut text = String::from("version = 1\n");
+    for table in TABLES.iter().filter(|table| !table.name.is_empty() && !table.repeated) {
+        text.push('[');
+        text.push_str(table.name);
+        text.push_str("]\n");
+        for (key, default) in of_table(table.name).filter_map(|key| Some((key, key.default?))) {
+            text.push_str(key.name);
+            text.push_str(" = ");
+            text.push_str(default);
+            text.push('\n');
+        }
+    }
+    text
+}

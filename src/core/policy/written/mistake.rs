@@ -1,0 +1,278 @@
+//! A mistake in a policy file: where it is, what is wrong, what to write.
+//!
+//! Trust: quotes policy files, so control characters are replaced before they
+//! reach a terminal. Made by the other files of this room.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use super::{Source, keys};
+
+/// What sort of mistake, for tests and for the schema.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the message of each says more than a comment could")]
+pub enum Kind {
+    // What a schema can see.
+    UnknownKey,
+    UnknownTable,
+    WrongType,
+    MissingKey,
+    UnknownVersion,
+    UnknownChoice,
+    UnknownCommand,
+    NotOffered,
+    RelativePath,
+    NotCanonical,
+    Repeated,
+    EmptyList,
+    BadMode,
+    BadDuration,
+    BadSize,
+    BadName,
+    OutOfRange,
+    // What takes more than one file's shape to see.
+    Syntax,
+    NotUtf8,
+    TooLarge,
+    TextOutOfRange,
+    AllowedAndDenied,
+    ShutdownWithoutModes,
+    FreezeWithoutThaw,
+    UnknownAccount,
+    UnfitAccount,
+    SharedAccount,
+    ExceptOutside,
+    DuplicateRule,
+    UselessRule,
+    MissingPath,
+    ThroughLink,
+    CreateOnFile,
+    WrongObject,
+    CoversOwn,
+    KernelTree,
+    ChannelPath,
+    // Who could have changed the file.
+    NoPolicy,
+    Unreadable,
+    OpenToOthers,
+    WrongOwner,
+    NotRegular,
+    DanglingLink,
+    // What is only warned of.
+    NoSync,
+    IdleSetting,
+    IncompleteFamily,
+    IgnoredFile,
+    RawDevice,
+    NotHere,
+}
+
+impl Kind {
+    /// Whether the JSON Schema sees it too: it lies in the shape of one file,
+    /// not in the system or in how files and settings meet.
+    #[must_use]
+    pub const fn in_schema(self) -> bool {
+        matches!(
+            self,
+            Self::UnknownKey
+                | Self::UnknownTable
+                | Self::WrongType
+                | Self::MissingKey
+                | Self::UnknownVersion
+                | Self::UnknownChoice
+                | Self::UnknownCommand
+                | Self::NotOffered
+                | Self::RelativePath
+                | Self::NotCanonical
+                | Self::Repeated
+                | Self::EmptyList
+                | Self::BadMode
+                | Self::BadDuration
+                | Self::BadSize
+                | Self::BadName
+                | Self::OutOfRange
+        )
+    }
+}
+
+/// One mistake. Displays as `file:line:column: what; help`, then the line and
+/// a caret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// What sort.
+    pub kind: Kind,
+    /// Whether the policy may be used all the same.
+    pub warning: bool,
+    /// The policy file.
+    pub file: PathBuf,
+    /// From 1; 1 where the file as a whole is meant.
+    pub line: usize,
+    /// In characters, from 1.
+    pub column: usize,
+    /// What is wrong.
+    pub what: String,
+    /// What to write, or do, instead.
+    pub help: String,
+    /// The line as it stands in the file, and how many characters the mistake
+    /// spans; `None` where the file as a whole is meant.
+    excerpt: Option<(String, usize)>,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = if self.warning { "warning: " } else { "" };
+        let (file, line, column) = (self.file.display(), self.line, self.column);
+        write!(f, "{file}:{line}:{column}: {severity}{}; {}", self.what, self.help)?;
+        if let Some((text, width)) = &self.excerpt {
+            let plain = |c: char| if c.is_control() && c != '\t' { '\u{fffd}' } else { c };
+            let shown: String = text.chars().map(plain).collect();
+            let pad: String = text.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+            write!(f, "\n    {shown}\n    {pad}{}", "^".repeat((*width).max(1)))?;
+        }
+        Ok(())
+    }
+}
+
+/// A policy that postern does not start with: every mistake in it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{}", listed(.mistakes))]
+pub struct PolicyError {
+    /// At least one, in the order of the files.
+    pub mistakes: Vec<Mistake>,
+    /// What would have been warned of.
+    pub warnings: Vec<Mistake>,
+}
+
+fn listed(mistakes: &[Mistake]) -> String {
+    let mut text: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+    let count = mistakes.len();
+    text.push(format!("{count} mistake{} in the policy", if count == 1 { "" } else { "s" }));
+    text.join("\n")
+}
+
+/// A span of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) source: usize,
+    start: usize,
+    end: usize,
+}
+
+impl Place {
+    pub(super) fn new(source: usize, span: std::ops::Range<usize>) -> Self {
+        Self { source, start: span.start, end: span.end }
+    }
+
+    /// The source as a whole.
+    pub(super) const fn whole(source: usize) -> Self {
+        Self { source, start: 0, end: 0 }
+    }
+}
+
+/// The sources and what was found wrong with them.
+pub(super) struct Report {
+    /// The built-in defaults first, then the files in the order of merging.
+    pub(super) sources: Vec<Source>,
+    mistakes: Vec<(usize, Mistake)>,
+}
+
+impl Report {
+    /// With the built-in defaults as the first source.
+    pub(super) fn new() -> Self {
+        let defaults = Source { path: PathBuf::from("(built-in defaults)"), text: keys::defaults() };
+        Self { sources: vec![defaults], mistakes: Vec::new() }
+    }
+
+    pub(super) fn error(&mut self, kind: Kind, place: Place, what: impl Into<String>, help: impl Into<String>) {
+        self.add(kind, false, place, what.into(), help.into());
+    }
+
+    pub(super) fn warn(&mut self, kind: Kind, place: Place, what: impl Into<String>, help: impl Into<String>) {
+        self.add(kind, true, place, what.into(), help.into());
+    }
+
+    /// A mistake with a file that is no source, because it was not read.
+    pub(super) fn outside(
+        &mut self,
+        kind: Kind,
+        warning: bool,
+        file: PathBuf,
+        what: impl Into<String>,
+        help: impl Into<String>,
+    ) {
+        let (what, help) = (what.into(), help.into());
+        let mistake = Mistake { kind, warning, file, line: 1, column: 1, what, help, excerpt: None };
+        // One bad directory above several files is one mistake.
+        if !self.mistakes.iter().any(|(_, other)| other.what == mistake.what) {
+            self.mistakes.push((usize::MAX, mistake));
+        }
+    }
+
+    fn add(&mut self, kind: Kind, warning: bool, place: Place, what: String, help: String) {
+        let Source { path, text } = &self.sources[place.source];
+        let start = floor(text, place.start);
+        let line_start = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
+        let line_end = text[start..].find('\n').map_or(text.len(), |newline| start + newline);
+        let end = floor(text, place.end).clamp(start, line_end);
+        let excerpt = (place.end > 0)
+            .then(|| (text[line_start..line_end].trim_end_matches('\r').to_owned(), text[start..end].chars().count()));
+        let mistake = Mistake {
+            kind,
+            warning,
+            file: path.clone(),
+            line: self.line(place),
+            column: text[line_start..start].chars().count() + 1,
+            what,
+            help,
+            excerpt,
+        };
+        self.mistakes.push((place.source, mistake));
+    }
+
+    /// The line on which `place` begins, from 1.
+    pub(super) fn line(&self, place: Place) -> usize {
+        let text = &self.sources[place.source].text;
+        text[..floor(text, place.start)].matches('\n').count() + 1
+    }
+
+    /// Errors and warnings in the order of the files and of their lines.
+    pub(super) fn sorted(&mut self) -> (Vec<Mistake>, Vec<Mistake>) {
+        let mut mistakes = std::mem::take(&mut self.mistakes);
+        mistakes.sort_by_key(|(source, mistake)| (*source, mistake.line, mistake.column));
+        mistakes.into_iter().map(|(_, mistake)| mistake).partition(|mistake| !mistake.warning)
+    }
+}
+
+/// The nearest character boundary at or before `index`.
+fn floor(text: &str, index: usize) -> usize {
+    (0..=index.min(text.len())).rev().find(|&index| text.is_char_boundary(index)).unwrap_or(0)
+}
+
+/// `text` in quotes, fit for a terminal.
+pub(super) fn quoted(text: &str) -> String {
+    let shown: String = text.chars().take(120).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    format!("'{shown}'")
+}
+
+/// The candidate that `word` most likely stands for.
+pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let word = word.to_lowercase();
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(&word, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= candidate.len().div_ceil(3).min(4))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// `'a', 'b' or 'c'`.
+pub(super) fn one_of(words: &[&str]) -> String {
+    match words {
+        [] => String::new(),
+        [only] => format!("\"{only}\""),
+        [most @ .., last] => {
+            let most: Vec<String> = most.iter().map(|word| format!("\"{word}\"")).collect();
+            format!("{} or \"{last}\"", most.join(", "))
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Profiles: named sets of commands, as data.
+//!
+//! What a profile holds never changes under the same policy version, so that an
+//! upgrade of postern never widens a policy: a new set gets a new name. A test
+//! pins each set.
+//!
+//! Trust: plain data. Anyone may read it.
+
+use crate::catalogue::Command::{
+    FileClose, FileFlush, FileOpen, FileRead, FileSeek, FileWrite, FsfreezeFreeze, FsfreezeFreezeList, FsfreezeStatus,
+    FsfreezeThaw, Info, Ping, Sync, SyncDelimited,
+};
+use crate::catalogue::{Command, CommandSet};
+
+/// A named set of commands.
+#[derive(Clone, Copy, Debug)]
+pub struct Profile {
+    /// Name in a policy file.
+    pub name: &'static str,
+    /// What it allows.
+    pub commands: &'static [Command],
+    /// One paragraph for people.
+    pub doc: &'static str,
+}
+
+impl Profile {
+    /// What it allows, as a set.
+    #[must_use]
+    pub fn set(&self) -> CommandSet {
+        self.commands.iter().copied().collect()
+    }
+}
+
+/// Every profile.
+pub static PROFILES: [Profile; 3] = [
+    Profile {
+        name: "minimal",
+        commands: &[SyncDelimited, Sync, Ping, Info],
+        doc: "The host can see that the agent lives and what it offers; nothing else.",
+    },
+    Profile {
+        name: "backup",
+        commands: &[SyncDelimited, Sync, Ping, Info, FsfreezeStatus, FsfreezeFreeze, FsfreezeFreezeList, FsfreezeThaw],
+        doc: "minimal, and freezing filesystems for a consistent snapshot. No shutdown: who takes backups need not \
+              switch guests off, and without it the broker holds no CAP_KILL.",
+    },
+    Profile {
+        name: "files",
+        commands: &[SyncDelimited, Sync, Ping, Info, FileOpen, FileClose, FileRead, FileWrite, FileSeek, FileFlush],
+        doc: "minimal, and the file commands. They reach what [[files]] rules name and nothing else; the broker needs \
+              no capability for them.",
+    },
+];
+
+/// The names, for the key table.
+pub const NAMES: &[&str] = &["minimal", "backup", "files"];
+
+/// The profile with this name.
+#[must_use]
+pub fn lookup(name: &str) -> Option<&'static Profile> {
+    PROFILES.iter().find(|profile| profile.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_table_names_every_profile() {
+        assert_eq!(NAMES.to_vec(), PROFILES.map(|profile| profile.name).to_vec());
+    }
+
+    /// An upgrade must not widen a policy. Do not change these numbers: add a
+    /// profile with another name.
+    #[test]
+    fn a_profile_never_changes() {
+        let bits = PROFILES.map(|profile| profile.set().bits());
+        assert_eq!(bits, [0b000_0000_0000_1111, 0b111_1000_0000_1111, 0b000_0111_1110_1111]);
+    }
+}

@@ -1,0 +1,269 @@
+//! Finds the policy's files and makes sure that nobody else could have written
+//! them.
+//!
+//! Each directory from `/` on is opened in turn without following links and
+//! judged by its descriptor; the file is opened beneath the last of them the
+//! same way, judged, and then read from the same descriptor: what was checked is
+//! what is read.
+//!
+//! Trust: none before the check. Called by `written::load` only.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+
+use super::mistake::{Kind, Place, Report};
+use super::{Source, World};
+
+/// The installed policy.
+pub const DEFAULT_PATH: &str = "/etc/postern/policy.toml";
+
+/// Where drop-ins of the installed policy stand. A file of a later directory
+/// masks one of the same name in an earlier one.
+pub const DROP_IN_DIRECTORIES: [&str; 3] =
+    ["/usr/lib/postern/policy.d", "/run/postern/policy.d", "/etc/postern/policy.d"];
+
+/// Largest policy file, in bytes: thousands of rules. A bound, so that a wrong
+/// path cannot fill the memory.
+pub const MAX_SOURCE: u64 = 1 << 20;
+
+/// Reads the main file and its drop-ins into the report, main file first, then
+/// drop-ins by name. Returns the policy's own places: files and directories.
+pub(super) fn find(path: Option<&Path>, world: &World, report: &mut Report) -> Vec<PathBuf> {
+    let main = match path.map(absolute) {
+        None => PathBuf::from(DEFAULT_PATH),
+        Some(Ok(main)) => main,
+        Some(Err(error)) => {
+            let file = path.map_or_else(PathBuf::new, Path::to_path_buf);
+            report.outside(Kind::Unreadable, false, file, error.to_string(), "start from a directory that exists");
+            return Vec::new();
+        }
+    };
+    let directories: Vec<PathBuf> = match path {
+        None => DROP_IN_DIRECTORIES.iter().map(PathBuf::from).collect(),
+        Some(_) => vec![main.with_extension("d")],
+    };
+    read(&main, true, world, report);
+    let mut drop_ins: BTreeMap<std::ffi::OsString, PathBuf> = BTreeMap::new();
+    for directory in &directories {
+        list(directory, &mut drop_ins, world, report);
+    }
+    for file in drop_ins.values() {
+        read(file, false, world, report);
+    }
+    std::iter::once(main).chain(directories).collect()
+}
+
+/// `path` from `/` on, `.` and `..` worked out. A link before a `..` would make
+/// this another place; the walk refuses links anyway.
+fn absolute(path: &Path) -> std::io::Result<PathBuf> {
+    let mut plain = PathBuf::new();
+    for part in std::path::absolute(path)?.components() {
+        match part {
+            Component::ParentDir => drop(plain.pop()),
+            part => plain.push(part),
+        }
+    }
+    Ok(plain)
+}
+
+/// Adds a directory's drop-ins, masking those of the same name.
+fn list(directory: &Path, drop_ins: &mut BTreeMap<std::ffi::OsString, PathBuf>, world: &World, report: &mut Report) {
+    match walk(directory, world) {
+        Ok(_) => {}
+        Err(Refusal::Missing) => return,
+        Err(refusal) => return refusal.report(directory, report),
+    }
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) => {
+            let what = format!("{} cannot be listed: {error}", directory.display());
+            return report.outside(Kind::Unreadable, false, directory.to_path_buf(), what, "make it readable");
+        }
+    };
+    for entry in entries {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) => {
+                let what = format!("{} cannot be listed: {error}", directory.display());
+                return report.outside(Kind::Unreadable, false, directory.to_path_buf(), what, "make it readable");
+            }
+        };
+        let (name, file) = (entry.file_name(), entry.path());
+        if name.as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        if file.extension() != Some(OsStr::new("toml")) {
+            let what = format!("{} is not read: its name does not end in .toml", file.display());
+            report.outside(Kind::IgnoredFile, true, file, what, "rename it or take it away");
+            continue;
+        }
+        drop_ins.insert(name, file);
+    }
+    // A mask takes the place of what it hides and is then taken out itself.
+    drop_ins.retain(|_, file| fs::read_link(file).ok().as_deref() != Some(Path::new("/dev/null")));
+}
+
+/// Reads one file into the report's sources, or reports why not.
+fn read(path: &Path, main: bool, world: &World, report: &mut Report) {
+    let file = match open_trusted(path, world) {
+        Ok(file) => file,
+        Err(Refusal::Missing) if main => {
+            let what = format!("there is no policy {}", path.display());
+            let help = "install one (policy/policy.toml is a start) or name another with --policy";
+            return report.outside(Kind::NoPolicy, false, path.to_path_buf(), what, help);
+        }
+        Err(refusal) => return refusal.report(path, report),
+    };
+    let mut bytes = Vec::new();
+    if let Err(error) = file.take(MAX_SOURCE + 1).read_to_end(&mut bytes) {
+        let what = format!("{} cannot be read: {error}", path.display());
+        return report.outside(Kind::Unreadable, false, path.to_path_buf(), what, "make it readable");
+    }
+    if bytes.len() as u64 > MAX_SOURCE {
+        let what = format!("{} is larger than 1 MiB", path.display());
+        return report.outside(Kind::TooLarge, false, path.to_path_buf(), what, "name the policy file");
+    }
+    let (text, bad) = match String::from_utf8(bytes) {
+        Ok(text) => (text, None),
+        Err(error) => {
+            let at = error.utf8_error().valid_up_to();
+            (String::from_utf8_lossy(error.as_bytes()).into_owned(), Some(at))
+        }
+    };
+    report.sources.push(Source { path: path.to_path_buf(), text });
+    if let Some(at) = bad {
+        let index = report.sources.len() - 1;
+        let place = Place::new(index, at..at + 1);
+        report.error(Kind::NotUtf8, place, "this is not UTF-8", "save the file as UTF-8");
+        // Only what went wrong is kept: the rest would be read as something else.
+        report.sources[index].text.truncate(0);
+        report.sources[index].text.push_str("version = 1\n");
+    }
+}
+
+/// Why a file or directory is not used.
+enum Refusal {
+    Missing,
+    Other(Kind, String, String),
+}
+
+impl Refusal {
+    fn report(self, path: &Path, report: &mut Report) {
+        let (kind, what, help) = match self {
+            Self::Missing => (
+                Kind::DanglingLink,
+                format!("{} leads nowhere", path.display()),
+                "take it away, or link it to /dev/null to mask a file of that name".to_owned(),
+            ),
+            Self::Other(kind, what, help) => (kind, what, help),
+        };
+        report.outside(kind, false, path.to_path_buf(), what, help);
+    }
+}
+
+fn failed(path: &Path, errno: Errno) -> Refusal {
+    let path = path.display();
+    match errno {
+        Errno::ENOENT => Refusal::Missing,
+        Errno::ELOOP | Errno::ENOTDIR => Refusal::Other(
+            Kind::NotRegular,
+            format!("{path} is a symbolic link or no directory"),
+            "name the file by its real path".to_owned(),
+        ),
+        errno => Refusal::Other(
+            Kind::Unreadable,
+            format!("{path} cannot be opened: {}", errno.desc()),
+            "make it readable for whoever starts postern".to_owned(),
+        ),
+    }
+}
+
+/// Opens a policy file, its directories and itself checked.
+fn open_trusted(path: &Path, world: &World) -> Result<File, Refusal> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        let what = format!("{} is a directory", path.display());
+        return Err(Refusal::Other(Kind::NotRegular, what, "name a file".to_owned()));
+    };
+    let directory = walk(parent, world)?;
+    // Non-blocking, so that a FIFO is refused below and not waited for.
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let descriptor = openat(&directory, name, flags, Mode::empty()).map_err(|errno| {
+        if errno != Errno::ELOOP {
+            return failed(path, errno);
+        }
+        match fs::metadata(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Refusal::Other(
+                Kind::DanglingLink,
+                format!("{} is a link that leads nowhere", path.display()),
+                "take it away, or link it to /dev/null to mask a file of that name".to_owned(),
+            ),
+            _ => Refusal::Other(
+                Kind::NotRegular,
+                format!("{} is a symbolic link", path.display()),
+                "copy the file here, or link to /dev/null to mask a file of that name".to_owned(),
+            ),
+        }
+    })?;
+    let stat = fstat(&descriptor).map_err(|errno| failed(path, errno))?;
+    if SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFREG {
+        let what = format!("{} is no regular file", path.display());
+        return Err(Refusal::Other(Kind::NotRegular, what, "name a file".to_owned()));
+    }
+    judge(path, &stat, false, world)?;
+    Ok(File::from(descriptor))
+}
+
+/// Opens a directory from `/` on, each step checked. A sticky directory that
+/// others may write, such as `/tmp`, is fine on the way: they cannot replace an
+/// entry there that is not theirs, and every entry is checked in its turn. It is
+/// not fine at the end: others could put files beside the policy's.
+fn walk(path: &Path, world: &World) -> Result<OwnedFd, Refusal> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut here = PathBuf::from("/");
+    let mut descriptor = open(&here, flags, Mode::empty()).map_err(|errno| failed(&here, errno))?;
+    loop {
+        let stat = fstat(&descriptor).map_err(|errno| failed(&here, errno))?;
+        judge(&here, &stat, here != path, world)?;
+        // `walk` gets absolute paths in plain form only, so this ends at `path`.
+        let Some(name) = path.strip_prefix(&here).ok().and_then(|rest| rest.components().next()) else {
+            return Ok(descriptor);
+        };
+        here.push(name);
+        descriptor =
+            openat(&descriptor, name.as_os_str(), flags, Mode::empty()).map_err(|errno| failed(&here, errno))?;
+    }
+}
+
+/// Whether only trusted accounts can change what has this `stat`.
+fn judge(path: &Path, stat: &FileStat, sticky_is_fine: bool, world: &World) -> Result<(), Refusal> {
+    if !world.here {
+        return Ok(());
+    }
+    let what = path.display();
+    if stat.st_uid != 0 && stat.st_uid != world.euid {
+        let who = if world.euid == 0 { "root".to_owned() } else { format!("root or user {}", world.euid) };
+        return Err(Refusal::Other(
+            Kind::WrongOwner,
+            format!("{what} belongs to user {}, who could change the policy", stat.st_uid),
+            format!("give it to {who}: chown {} {what}", world.euid),
+        ));
+    }
+    // POSIX ACLs show here too: their mask stands in the group's bits.
+    let others = stat.st_mode & 0o022;
+    if others != 0 && !(sticky_is_fine && stat.st_mode & 0o1000 != 0) {
+        return Err(Refusal::Other(
+            Kind::OpenToOthers,
+            format!("{what} can be written by others (mode {:04o})", stat.st_mode & 0o7777),
+            format!("take that away: chmod go-w {what}"),
+        ));
+    }
+    Ok(())
+}
