@@ -153,9 +153,11 @@ impl Host {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let Ok(number) = accept4(listener.as_raw_fd(), flags) else { return false };
         let Ok(channel) = descriptors::inherited(number) else { return false };
-        let peer = getsockopt(&channel, sockopt::PeerCredentials)
-            .ok()
-            .map(|peer| Peer { pid: peer.pid(), uid: peer.uid(), gid: peer.gid() });
+        let peer = getsockopt(&channel, sockopt::PeerCredentials).ok().map(|peer| Peer {
+            pid: peer.pid(),
+            uid: peer.uid(),
+            gid: peer.gid(),
+        });
         self.current = Some(Connection { channel, kind: ChannelKind::Stream, peer });
         true
     }

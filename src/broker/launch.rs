@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -97,7 +98,9 @@ fn call<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> Fatal {
 pub fn run(options: Options) -> Result<(), Fatal> {
     let Options { policy, channel, verbosity } = options;
     let voice = Voice::new(verbosity);
-    process::rename_self(c"postern: broker").map_err(call("naming the process"))?;
+    process::name_self(c"postern-broker")
+        .and_then(|()| process::rename_self(c"postern: broker"))
+        .map_err(call("naming the process"))?;
     let privileged = nix::unistd::geteuid().is_root();
     let accounts = if privileged { Some(accounts(&policy)?) } else { None };
     if !privileged {
@@ -145,11 +148,8 @@ pub fn run(options: Options) -> Result<(), Fatal> {
         pid: std::process::id(),
         uid: nix::unistd::geteuid().as_raw(),
     };
-    let log = if remembered.is_some() {
-        Log::deferred(&policy.audit.log, run)
-    } else {
-        Log::open(&policy.audit.log, run)?
-    };
+    let log =
+        if remembered.is_some() { Log::deferred(&policy.audit.log, run) } else { Log::open(&policy.audit.log, run)? };
     let handles = Handles::new(duplicate(&state)?).map_err(|why| state_failed(&policy.state, &why))?;
     let plan = plan(&policy, &host, &init, privileged, needs_freeze, &state)?;
     let (confined, (engine, shutdown)) = confine::broker_barriers(plan, || -> Result<_, Fatal> {
@@ -161,7 +161,9 @@ pub fn run(options: Options) -> Result<(), Fatal> {
         Ok((engine, shutdown))
     })?;
     let parts = Parts { policy, voice, log, engine, shutdown, handles, host, family, signals, privileged };
-    Broker::new(parts, landlock_abi).serve(&confined)
+    // Never dropped: what its threads would do on their way out is in no filter,
+    // and the process ends behind it.
+    ManuallyDrop::new(Broker::new(parts, landlock_abi)).serve(&confined)
 }
 
 /// What an operator must know of a postern that was not started as root.
@@ -231,7 +233,8 @@ fn state_directory(path: &Path, (uid, gid): (u32, u32)) -> Result<OwnedFd, Fatal
         fs::DirBuilder::new().mode(0o700).create(path).map_err(|why| failed(&why))?;
         std::os::unix::fs::chown(path, Some(uid), Some(gid)).map_err(|why| failed(&why))?;
     }
-    let directory = nix::fcntl::open(path, OPEN_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty()).map_err(|why| failed(&why))?;
+    let directory =
+        nix::fcntl::open(path, OPEN_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty()).map_err(|why| failed(&why))?;
     let found = fs::File::from(duplicate(&directory)?).metadata().map_err(|why| failed(&why))?;
     if found.uid() != uid {
         return Err(failed(&format!("belongs to uid {}; give it to uid {uid}", found.uid())));
@@ -271,9 +274,7 @@ fn found_family(identity: Option<Identity>) -> Result<(Family, u8), Fatal> {
         }
         return match family.spawner.try_receive().map(|received| received.message) {
             Ok(SpawnerReport::Ready { standing }) => Ok((family, standing.landlock_abi)),
-            Ok(SpawnerReport::Unconfined { why }) => {
-                Err(Fatal::Unconfined { who: "spawner", why: why.to_text() })
-            }
+            Ok(SpawnerReport::Unconfined { why }) => Err(Fatal::Unconfined { who: "spawner", why: why.to_text() }),
             Ok(_) => Err(Fatal::Spawner("spoke nonsense")),
             Err(_) => Err(Fatal::Spawner("ended at its start")),
         };

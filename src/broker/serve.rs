@@ -22,8 +22,8 @@ use postern_core::catalogue::Command;
 use postern_core::confine::Confined;
 use postern_core::ipc::{Frame, ReceiveError, Received, Sender};
 use postern_core::messages::{
-    Answer, Ask, BIRTH_LIMIT, Barrier, Facts, FreezeState, OpenerOrder, OpenerReport, Role, SpawnerReport,
-    Standing, Text, Use, WirePath,
+    Answer, Ask, BIRTH_LIMIT, Barrier, Facts, FreezeState, OpenerOrder, OpenerReport, Role, SpawnerReport, Standing,
+    Text, Use, WirePath,
 };
 use postern_core::policy::rules::Mode;
 use postern_core::policy::{Policy, ShutdownMode};
@@ -160,7 +160,7 @@ impl Broker {
     }
 
     /// Serves until postern is told to stop, and has thawed.
-    pub(crate) fn serve(mut self, _confined: &Confined) -> Result<(), Fatal> {
+    pub(crate) fn serve(&mut self, _confined: &Confined) -> Result<(), Fatal> {
         let served = self.run();
         if let Err(fatal) = &served {
             self.last_thaw();
@@ -273,7 +273,8 @@ impl Broker {
                     let end = signal.map_or(End::Exited(status), End::Signalled);
                     self.child_died(id, end);
                 }
-                Ok(SpawnerReport::Ready { .. } | SpawnerReport::Unconfined { .. }) | Err(ReceiveError::Malformed(_)) => {
+                Ok(SpawnerReport::Ready { .. } | SpawnerReport::Unconfined { .. })
+                | Err(ReceiveError::Malformed(_)) => {
                     return Err(Fatal::Spawner("spoke nonsense"));
                 }
                 Err(ReceiveError::Empty) => return Ok(()),
@@ -444,7 +445,16 @@ impl Broker {
         self.refuse_open_at(path, mode, errno, by, why, rule, None);
     }
 
-    fn refuse_open_at(&mut self, path: &WirePath, mode: Mode, errno: Errno, by: Barrier, why: &str, rule: Option<usize>, resolved: Option<&WirePath>) {
+    fn refuse_open_at(
+        &mut self,
+        path: &WirePath,
+        mode: Mode,
+        errno: Errno,
+        by: Barrier,
+        why: &str,
+        rule: Option<usize>,
+        resolved: Option<&WirePath>,
+    ) {
         self.note(&Record::OpenRefused {
             requested: text(path.as_slice()),
             mode,
@@ -601,8 +611,7 @@ impl Broker {
             }
         }
         self.opens += 1;
-        self.opening =
-            Some(Opening { id: self.opens, handle, path, mode, rule, sent: false, since: Instant::now() });
+        self.opening = Some(Opening { id: self.opens, handle, path, mode, rule, sent: false, since: Instant::now() });
         self.tell_opener();
     }
 
@@ -741,18 +750,20 @@ impl Broker {
         }
         self.next_limit = self.is_frozen().then(|| Instant::now() + LOOK_AGAIN);
         if std::mem::take(&mut self.owes_thaw) {
-            self.answer(&match left.first() {
-                None => Answer::ThawDone { count },
-                Some(failure) => Answer::ThawFailed { why: Text::cut(failure.to_string().as_bytes()) },
-            }, None);
+            self.answer(
+                &match left.first() {
+                    None => Answer::ThawDone { count },
+                    Some(failure) => Answer::ThawFailed { why: Text::cut(failure.to_string().as_bytes()) },
+                },
+                None,
+            );
         } else if self.worker.as_ref().is_some_and(|worker| worker.ready) {
             self.answer(&Answer::Frozen { frozen: self.is_frozen() }, None);
         }
     }
 
     fn release_if_thawed(&mut self) {
-        if self.parts.engine.as_ref().is_some_and(|engine| engine.holds_writes()) || !self.parts.log.is_held()
-        {
+        if self.parts.engine.as_ref().is_some_and(|engine| engine.holds_writes()) || !self.parts.log.is_held() {
             return;
         }
         if let Err(why) = self.parts.log.release() {
@@ -860,7 +871,10 @@ impl Broker {
 
     fn log_failed(&self, why: &crate::log::LogError) {
         if self.parts.log.failures() <= 1 {
-            self.say(Level::Error, &format!("audit log: {why}; opens, freezes and shutdowns are refused until it works"));
+            self.say(
+                Level::Error,
+                &format!("audit log: {why}; opens, freezes and shutdowns are refused until it works"),
+            );
         }
     }
 

@@ -308,11 +308,10 @@ mod tests {
         assert_eq!(signals(&policy(Ask, &[Reboot]), &Init::Systemd), [39]);
         assert_eq!(signals(&policy(Auto, &[Powerdown, Halt]), &Init::Busybox), [12, 10]);
         assert_eq!(signals(&policy(Kernel, &[Powerdown]), &Init::Systemd), [0; 0]);
-        assert_eq!(reboot_commands(&policy(Kernel, &[Powerdown, Halt, Reboot]), &Init::Systemd), [
-            0x4321_FEDC,
-            0xCDEF_0123_u32.cast_signed(),
-            0x0123_4567
-        ]);
+        assert_eq!(
+            reboot_commands(&policy(Kernel, &[Powerdown, Halt, Reboot]), &Init::Systemd),
+            [0x4321_FEDC, 0xCDEF_0123_u32.cast_signed(), 0x0123_4567]
+        );
         assert_eq!(reboot_commands(&policy(Auto, &[Powerdown]), &Init::Systemd), [0; 0]);
         assert_eq!(reboot_commands(&policy(Auto, &[Powerdown]), &Init::Unknown), [0x4321_FEDC]);
         assert_eq!(reboot_commands(&policy(Ask, &[Powerdown]), &Init::Unknown), [0; 0]);

@@ -57,6 +57,9 @@ struct Child {
 /// [`filters`] for their numbers.
 #[must_use]
 pub fn run() -> End {
+    // What `ps` shows without arguments; what it shows with them stands since
+    // birth.
+    let _ = process::name_self(c"postern-spawner");
     let (Ok(socket), Ok(executable)) =
         (descriptors::inherited(filters::BROKER), descriptors::inherited(filters::EXECUTABLE))
     else {

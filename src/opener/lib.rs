@@ -19,7 +19,7 @@ use postern_core::confine::{self, Confined, filters};
 use postern_core::ipc::{Pipe, ReceiveError};
 use postern_core::messages::{OpenerOrder, OpenerReport, Text, WirePath};
 use postern_core::policy::parts::OpenerPart;
-use postern_core::sys::descriptors;
+use postern_core::sys::{descriptors, process};
 
 use open::Opener;
 
@@ -40,6 +40,9 @@ pub enum End {
 /// [`filters`] for their numbers.
 #[must_use]
 pub fn run() -> End {
+    // What `ps` shows without arguments; what it shows with them stands since
+    // birth.
+    let _ = process::name_self(c"postern-opener");
     let Ok(socket) = descriptors::inherited(filters::BROKER) else { return End::BrokerBroken };
     let mut broker = Broker::new(socket);
     let part = match OpenerPart::from_orders(|| broker.receive().map(|received| received.message)) {

@@ -148,6 +148,5 @@ impl Opener {
 }
 
 fn stat(object: &OwnedFd) -> Result<Stat, Refusal> {
-    descriptors::stat(object.as_fd())
-        .map_err(|error| Refusal::kernel(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)))
+    descriptors::stat(object.as_fd()).map_err(Refusal::kernel)
 }

@@ -140,5 +140,4 @@ impl Channel {
         }
         Ok(())
     }
-
 }

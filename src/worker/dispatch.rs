@@ -362,10 +362,9 @@ impl Session {
         base64::decode(text, &mut self.data)?;
         let length = match count {
             None => self.data.len(),
-            Some(count) => usize::try_from(count)
-                .ok()
-                .filter(|count| *count <= self.data.len())
-                .ok_or(QgaError::Count(count))?,
+            Some(count) => {
+                usize::try_from(count).ok().filter(|count| *count <= self.data.len()).ok_or(QgaError::Count(count))?
+            }
         };
         file.write(&self.data[..length]).map_err(QgaError::Write)
     }

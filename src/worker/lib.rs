@@ -15,7 +15,7 @@ pub mod qga;
 
 use postern_core::confine::{self, ConfineError, Confined, filters};
 use postern_core::policy::parts::WorkerPart;
-use postern_core::sys::descriptors;
+use postern_core::sys::{descriptors, process};
 
 use ask::{Broker, BrokerLost, Note};
 use channel::{Awake, Channel, Got, HostGone, Waiter};
@@ -43,6 +43,9 @@ impl From<BrokerLost> for End {
 /// their numbers.
 #[must_use]
 pub fn run() -> End {
+    // What `ps` shows without arguments; what it shows with them stands since
+    // birth.
+    let _ = process::name_self(c"postern-worker");
     let Ok(socket) = descriptors::inherited(filters::BROKER) else { return End::Broken };
     serve(Broker::new(socket)).err().unwrap_or(End::Broken)
 }

@@ -128,11 +128,11 @@ impl Engine {
             events: VecDeque::new(),
         };
         let signal = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let shared =
-            Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), signal, table, memory });
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), signal, table, memory });
         // Signals are the loop's; the threads inherit the mask.
         let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-        let started = spawn("freezer", &shared, Shared::freezer).and_then(|()| spawn("thawer", &shared, Shared::thawer));
+        let started =
+            spawn("freezer", &shared, Shared::freezer).and_then(|()| spawn("thawer", &shared, Shared::thawer));
         mask.thread_set_mask()?;
         let engine = Self { shared };
         started?;

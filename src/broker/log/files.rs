@@ -18,9 +18,10 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, open, openat};
-use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use nix::sys::stat::{Mode, SFlag, mkdirat};
 use nix::unistd::{Gid, Uid, fchown};
 use postern_core::audit::{Chain, MAX_LINE, Torn};
+use postern_core::sys::descriptors;
 
 use super::LogError;
 
@@ -97,13 +98,8 @@ impl Place {
     }
 
     pub(super) fn facts(&self, file: &File) -> Result<Facts, LogError> {
-        let stat = fstat(file).map_err(|errno| self.io("look at", errno))?;
-        Ok(Facts {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-            gone: stat.st_nlink == 0,
-            size: stat.st_size.unsigned_abs(),
-        })
+        let stat = descriptors::stat(file.as_fd()).map_err(|errno| self.io("look at", errno))?;
+        Ok(Facts { device: stat.device, inode: stat.inode, gone: stat.links == 0, size: stat.size })
     }
 
     /// Where the chain of the file with these facts stands. An empty file, or
@@ -155,15 +151,15 @@ impl Place {
 
     /// Refuses a file that is not ours alone.
     fn check(&self, file: &File, path: &Path) -> Result<(), LogError> {
-        let stat = fstat(file).map_err(|errno| self.io("look at", errno))?;
-        let what = if SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFREG {
+        let stat = descriptors::stat(file.as_fd()).map_err(|errno| self.io("look at", errno))?;
+        let what = if SFlag::from_bits_truncate(stat.mode & SFlag::S_IFMT.bits()) != SFlag::S_IFREG {
             "is not a regular file".to_owned()
-        } else if stat.st_uid != self.uid && stat.st_uid != 0 {
-            format!("belongs to uid {}; give it to uid {}", stat.st_uid, self.uid)
-        } else if stat.st_mode & OTHERS_WRITE != 0 {
+        } else if stat.uid != self.uid && stat.uid != 0 {
+            format!("belongs to uid {}; give it to uid {}", stat.uid, self.uid)
+        } else if stat.mode & OTHERS_WRITE != 0 {
             "can be written by its group or by others; chmod it to 0600".to_owned()
-        } else if stat.st_nlink > 1 {
-            format!("has {} names; remove the other hard links", stat.st_nlink)
+        } else if stat.links > 1 {
+            format!("has {} names; remove the other hard links", stat.links)
         } else {
             return Ok(());
         };
@@ -214,10 +210,10 @@ fn split(path: &Path) -> Result<(&Path, &OsStr), LogError> {
 }
 
 fn check_directory(directory: impl AsFd, path: &Path, uid: u32) -> Result<(), LogError> {
-    let stat = fstat(directory).map_err(io("look at", path))?;
-    let what = if stat.st_uid != uid && stat.st_uid != 0 {
-        format!("belongs to uid {}; give it to uid {uid}", stat.st_uid)
-    } else if stat.st_mode & OTHERS_WRITE != 0 {
+    let stat = descriptors::stat(directory.as_fd()).map_err(io("look at", path))?;
+    let what = if stat.uid != uid && stat.uid != 0 {
+        format!("belongs to uid {}; give it to uid {uid}", stat.uid)
+    } else if stat.mode & OTHERS_WRITE != 0 {
         "can be written by its group or by others; chmod it to 0700".to_owned()
     } else {
         return Ok(());
@@ -248,9 +244,9 @@ pub fn prepare_directory(log: &Path, uid: u32, gid: u32) -> Result<(), LogError>
     if made {
         fchown(&directory, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(io("give away", path))?;
     }
-    let stat = fstat(&directory).map_err(io("look at", path))?;
-    if stat.st_uid != uid {
-        let what = format!("belongs to uid {}; chown it to uid {uid}", stat.st_uid);
+    let stat = descriptors::stat(directory.as_fd()).map_err(io("look at", path))?;
+    if stat.uid != uid {
+        let what = format!("belongs to uid {}; chown it to uid {uid}", stat.uid);
         return Err(LogError::Unsafe { path: path.to_owned(), what });
     }
     check_directory(&directory, path, uid)

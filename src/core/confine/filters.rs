@@ -114,6 +114,7 @@ fn common() -> Vec<Rule> {
         permit!(getpid, "abort() after a panic"),
         permit!(tgkill, [When::Is(0, pid), When::Is(2, int(libc::SIGABRT))], "abort() after a panic"),
         permit!(exit_group, "ending"),
+        permit!(fcntl, [When::Is(1, int(libc::F_GETFD))], "the standard library's own checks in debug builds"),
     ]
 }
 
@@ -243,7 +244,6 @@ pub fn broker(needs: &BrokerNeeds) -> Vec<Rule> {
         permit!(statx, "which mount a descriptor is on"),
         permit!(renameat, "replacing a state file"),
         permit!(unlinkat, "removing a state file"),
-        permit!(fcntl, [When::Is(1, int(libc::F_GETFD))], "the standard library's checks in debug builds"),
     ]);
     #[cfg(target_arch = "x86_64")]
     rules.push(permit!(poll, "waiting"));

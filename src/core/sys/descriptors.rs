@@ -85,7 +85,7 @@ pub struct Stat {
 ///
 /// # Errors
 /// As fstat(2).
-pub fn stat(descriptor: BorrowedFd<'_>) -> io::Result<Stat> {
+pub fn stat(descriptor: BorrowedFd<'_>) -> Result<Stat, Errno> {
     let mut stat = MaybeUninit::<libc::stat>::zeroed();
     // SAFETY: on x86_64 and aarch64 the C library's `struct stat` is the
     // kernel's; the pointer is to a whole one.

@@ -105,13 +105,20 @@ fn become_child(birth: &Birth<'_>, argv: &[*const libc::c_char; 2], envp: &[*con
     }
 }
 
+/// Sets this process's short name, at most 15 bytes.
+///
+/// # Errors
+/// None that prctl(2) lists for it.
+pub fn name_self(name: &CStr) -> io::Result<()> {
+    Ok(nix::sys::prctl::set_name(name)?)
+}
+
 /// Shows `name` as this process's command line in `ps`, cut to the room that
-/// the real one took, and as its short name.
+/// the real one took.
 ///
 /// # Errors
 /// If `/proc/self` can't be read or written.
 pub fn rename_self(name: &CStr) -> io::Result<()> {
-    nix::sys::prctl::set_name(name)?;
     let status = fs::read_to_string("/proc/self/stat")?;
     // Fields 48 and 49 of proc_pid_stat(5), counted behind the name's bracket,
     // which ends field 2.
