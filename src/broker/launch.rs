@@ -63,6 +63,9 @@ pub enum Fatal {
     /// The spawner ended, or spoke nonsense.
     #[error("the spawner {0}")]
     Spawner(&'static str),
+    /// Told to stop, and something could not be thawed.
+    #[error("ending, although filesystems are still frozen; thaw them with: fsfreeze --unfreeze MOUNTPOINT")]
+    StillFrozen,
     /// A system call failed.
     #[error("{0} failed: {1}")]
     Call(&'static str, #[source] io::Error),
@@ -76,7 +79,7 @@ impl Fatal {
             Self::Unconfined { .. } | Self::Account(_) => 4,
             Self::Host(_) => 5,
             Self::Log(_) => 6,
-            Self::State(..) | Self::Spawner(_) | Self::Call(..) => 1,
+            Self::State(..) | Self::Spawner(_) | Self::StillFrozen | Self::Call(..) => 1,
         }
     }
 }

@@ -1,0 +1,177 @@
+//! Hearing the worker: one ask, one decision, one act.
+//!
+//! Trust: none. What a worker sends is in type or it is replaced; what it asks
+//! is decided by [`decide`].
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+use postern_core::audit::{self, Record};
+use postern_core::ipc::{ReceiveError, Received};
+use postern_core::messages::{Answer, Ask, FreezeState, Role, Text};
+use postern_core::policy::ShutdownMode;
+
+use super::{Broker, text};
+use crate::decide::{Decision, State, decide};
+use crate::fsfreeze::{Status, Why};
+use crate::launch::Fatal;
+use crate::say::Level;
+use crate::shutdown;
+
+impl Broker {
+    /// Trust: none. What it sends is in type or it is replaced; what it asks
+    /// is decided.
+    pub(super) fn hear_worker(&mut self) -> Result<(), Fatal> {
+        let Some(worker) = &mut self.worker else { return Ok(()) };
+        let received = match worker.pipe.try_receive() {
+            Ok(received) => received,
+            Err(ReceiveError::Empty) => return Ok(()),
+            Err(ReceiveError::Malformed(why)) => {
+                self.replace_hostile(&why.to_string());
+                return Ok(());
+            }
+            Err(_) => {
+                self.lose_worker();
+                return Ok(());
+            }
+        };
+        let state = State {
+            ready: worker.ready,
+            freeze: self.status(),
+            thawing: self.owes_thaw,
+            files: self.files.len(),
+            opening: self.opening.is_some(),
+            privileged: self.parts.privileged,
+        };
+        match decide(state, &received.message, &self.parts.policy) {
+            Decision::Note => self.take_note(received),
+            Decision::Hostile(why) => {
+                self.replace_hostile(why);
+                Ok(())
+            }
+            decision => {
+                self.act(decision, received.message);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn replace_hostile(&mut self, why: &str) {
+        let (child, pid) = self.worker.as_ref().map_or((0, 0), |worker| (worker.id, worker.pid));
+        self.say(Level::Error, &format!("worker {pid} is not sound ({why}); replacing it"));
+        self.note(&Record::MalformedFrame { role: audit::Role::Worker, child, reason: text(why.as_bytes()) });
+        self.lose_worker();
+    }
+
+    /// Takes in what needs no decision.
+    fn take_note(&mut self, received: Received<Ask>) -> Result<(), Fatal> {
+        let sender = received.sender;
+        match received.message {
+            Ask::Ready { standing } => {
+                let Some(worker) = &mut self.worker else { return Ok(()) };
+                worker.ready = true;
+                worker.pid = sender.map_or(0, |sender| sender.pid);
+                let child = worker.id;
+                self.child_ready(Role::Worker, child, &standing, sender);
+                self.hand_channel();
+            }
+            Ask::Unconfined { why } => return Err(Fatal::Unconfined { who: "worker", why: why.to_text() }),
+            Ask::Panicked { message } => {
+                self.say(Level::Error, &format!("worker: {}", message.to_text()));
+                self.last_words = Some(text(message.as_slice()));
+            }
+            Ask::Closed { handle, used } => self.closed(handle, &used),
+            Ask::HostGone {} => {
+                let peer = self.parts.host.drop_current();
+                self.note(&Record::HostDisconnected { peer });
+            }
+            Ask::Denied { command, why } => {
+                self.note(&Record::CommandRefused { command: text(command.as_slice()), because: why });
+            }
+            Ask::Counted { commands } => {
+                let counts = commands.as_slice().iter().map(|count| (count.command, count.times)).collect();
+                self.note(&Record::Counted { counts });
+            }
+            Ask::Open { .. } | Ask::Freeze { .. } | Ask::Thaw {} | Ask::Status {} | Ask::Shutdown { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Does what was decided.
+    fn act(&mut self, decision: Decision, ask: Ask) {
+        match (decision, ask) {
+            (Decision::Open { rule, changes }, Ask::Open { path, mode }) => self.act_open(path, mode, rule, changes),
+            (Decision::RefuseOpen { errno, by, why, rule }, Ask::Open { path, mode }) => {
+                self.refuse_open(&path, mode, errno, by, why, rule);
+            }
+            (Decision::Freeze(command), Ask::Freeze { only }) => {
+                let only = only.map(|list| list.as_slice().iter().map(|path| path.as_path().to_owned()).collect());
+                self.act_freeze(command, only);
+            }
+            (Decision::Thaw, _) => {
+                if let Some(engine) = &self.parts.engine {
+                    engine.thaw(Why::Host);
+                    self.owes_thaw = true;
+                    self.answer(&Answer::Begun {}, None);
+                }
+            }
+            (Decision::Status, _) => {
+                let state = match self.status() {
+                    Status::Thawed | Status::Freezing => FreezeState::Thawed,
+                    Status::Frozen => FreezeState::Frozen,
+                    Status::Error => FreezeState::Error,
+                };
+                self.answer(&Answer::Status { state }, None);
+            }
+            (Decision::Shutdown(mode), _) => self.act_shutdown(mode),
+            (Decision::Refuse(why), ask) => {
+                if let Ask::Shutdown { mode } = ask {
+                    let mode = text(mode.name().as_bytes());
+                    self.note(&Record::ShutdownRefused { mode, reason: text(why.as_bytes()) });
+                }
+                self.refuse(why);
+            }
+            _ => self.replace_hostile("it asked what was not decided"),
+        }
+    }
+
+    fn act_shutdown(&mut self, mode: ShutdownMode) {
+        let method = self.parts.policy.shutdown.method;
+        let planned = match self.parts.shutdown.plan(mode) {
+            Ok(planned) => planned,
+            Err(why) => {
+                let reason = text(why.to_string().as_bytes());
+                self.note(&Record::ShutdownRefused { mode: text(mode.name().as_bytes()), reason });
+                return self.refuse(match why {
+                    shutdown::Refusal::Mode(_) => "the guest's policy does not allow this mode",
+                    shutdown::Refusal::UnknownInit => "the guest's init is not one that can be asked",
+                });
+            }
+        };
+        if let Err(why) = self.parts.log.record(&Record::ShutdownAsked { mode, method }) {
+            self.log_failed(&why);
+            return self.refuse("the audit log takes no records");
+        }
+        self.say(Level::Notice, &format!("the host asks for {}", mode.name()));
+        match self.parts.shutdown.act(planned) {
+            Ok(()) => self.answer(&Answer::ShuttingDown {}, None),
+            Err(why) => {
+                let errno = why.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+                self.note(&Record::ShutdownFailed { mode, method, errno });
+                self.refuse(&format!("asking init failed: {why}"));
+            }
+        }
+    }
+
+    pub(super) fn refuse(&mut self, why: &str) {
+        self.answer(&Answer::Refused { why: Text::cut(why.as_bytes()) }, None);
+    }
+
+    /// Answers the worker. One that does not take its answer is not sound.
+    pub(super) fn answer(&mut self, answer: &Answer, file: Option<&OwnedFd>) {
+        let Some(worker) = &self.worker else { return };
+        if worker.pipe.send(answer, file.map(AsFd::as_fd)).is_err() {
+            self.lose_worker();
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Keeping opener and worker there: born, heard of, let go of, replaced.
+//!
+//! Trust: the spawner is believed. A child is what it says only once it has
+//! said that it is confined.
+
+use std::time::Instant;
+
+use nix::errno::Errno;
+use postern_core::audit::{Closing, End, Record};
+use postern_core::ipc::{Frame, ReceiveError, Sender};
+use postern_core::messages::{Answer, Barrier, Role, SpawnerReport, Standing};
+
+use super::{Broker, Gone, text};
+use crate::family::{Child, Opener, Worker};
+use crate::launch::Fatal;
+use crate::say::Level;
+
+impl Broker {
+    /// Sees to it that there are an opener and a worker.
+    pub(super) fn keep_family(&mut self) -> Result<(), Fatal> {
+        if self.stopping.is_some() || self.parts.family.next_birth() > Instant::now() {
+            return Ok(());
+        }
+        let failed = |errno: Errno| Fatal::Call("asking for a child", errno.into());
+        if self.opener.is_none() && !self.parts.policy.files.is_empty() {
+            let opener: Opener = self.parts.family.start(Role::Opener).map_err(failed)?;
+            let orders = self.parts.policy.opener_part().orders();
+            for order in orders.map_err(|path| Fatal::Unconfined { who: "opener", why: path.display().to_string() })? {
+                if opener.pipe.send(&order, None).is_err() {
+                    return Err(Fatal::Spawner("starts openers that do not listen"));
+                }
+            }
+            self.opener = Some(opener);
+        }
+        if self.worker.is_none() && self.parts.family.next_birth() <= Instant::now() {
+            let worker: Worker = self.parts.family.start(Role::Worker).map_err(failed)?;
+            let setup = Answer::Setup { part: self.parts.policy.worker_part(), frozen: self.is_frozen() };
+            worker.pipe.send(&setup, None).map_err(failed)?;
+            self.worker = Some(worker);
+        }
+        Ok(())
+    }
+
+    /// Trust: the spawner is believed.
+    pub(super) fn hear_spawner(&mut self) -> Result<(), Fatal> {
+        loop {
+            match self.parts.family.spawner.try_receive().map(|received| received.message) {
+                Ok(SpawnerReport::Spawned { .. }) => {}
+                Ok(SpawnerReport::NotSpawned { errno, .. }) => {
+                    return Err(Fatal::Call("starting a child", Errno::from_raw(errno).into()));
+                }
+                Ok(SpawnerReport::Died { id, signal, status }) => {
+                    let end = signal.map_or(End::Exited(status), End::Signalled);
+                    self.child_died(id, end);
+                }
+                Ok(SpawnerReport::Ready { .. } | SpawnerReport::Unconfined { .. })
+                | Err(ReceiveError::Malformed(_)) => {
+                    return Err(Fatal::Spawner("spoke nonsense"));
+                }
+                Err(ReceiveError::Empty) => return Ok(()),
+                Err(ReceiveError::Closed | ReceiveError::Socket(_)) => return Err(Fatal::Spawner("ended")),
+            }
+        }
+    }
+
+    fn child_died(&mut self, id: u32, end: End) {
+        if self.worker.as_ref().is_some_and(|worker| worker.id == id) {
+            self.lose_worker();
+        }
+        if self.opener.as_ref().is_some_and(|opener| opener.id == id) {
+            self.lose_opener();
+        }
+        let Some(at) = self.gone.iter().position(|gone| gone.id == id) else { return };
+        let gone = self.gone.swap_remove(at);
+        if self.stopping.is_none() {
+            self.say(Level::Warning, &format!("{:?} {} ended ({end:?}); replaced", gone.role, gone.pid));
+        }
+        self.note(&Record::ProcessDied { role: gone.role.into(), child: id, end, reason: gone.why });
+    }
+
+    /// Lets go of a worker and of all that it held.
+    pub(super) fn lose_worker(&mut self) {
+        let Some(worker) = self.worker.take() else { return };
+        self.let_go(Role::Worker, &worker);
+        self.owes_freeze = false;
+        self.owes_thaw = false;
+        self.opening = None;
+        let why = if self.stopping.is_some() { Closing::Stopping } else { Closing::WorkerDied };
+        for (handle, path) in std::mem::take(&mut self.files) {
+            self.note(&Record::FileClosed { handle, why, path: text(path.as_slice()), used: None });
+        }
+    }
+
+    pub(super) fn lose_opener(&mut self) {
+        if let Some(opener) = self.opener.take() {
+            self.let_go(Role::Opener, &opener);
+        }
+        if let Some(opening) = self.opening.take() {
+            self.refuse_open(&opening.path, opening.mode, Errno::EIO, Barrier::Opener, "the opener ended", None);
+        }
+    }
+
+    pub(super) fn let_go<Out: Frame, In: Frame>(&mut self, role: Role, child: &Child<Out, In>) {
+        self.parts.family.kill(child.id);
+        let why = self.last_words.take();
+        self.gone.push(Gone { id: child.id, role, pid: child.pid, why });
+    }
+
+    /// A child's first word: that it is confined.
+    pub(super) fn child_ready(&mut self, role_of: Role, child: u32, standing: &Standing, sender: Option<Sender>) {
+        if standing.landlock_abi != self.landlock_abi {
+            self.say(Level::Warning, &format!("{role_of:?} enforces Landlock ABI {}", standing.landlock_abi));
+        }
+        for &rule in standing.missing.as_slice() {
+            if let Some(rule) = self.parts.policy.files.get(usize::from(rule)) {
+                self.say(Level::Notice, &format!("optional path {} is not there", rule.path.display()));
+            }
+        }
+        let (pid, uid) = sender.map_or((0, 0), |sender| (sender.pid, sender.uid));
+        self.note(&Record::ProcessStarted { role: role_of.into(), child, pid: Some(pid.cast_unsigned()), uid });
+        if role_of == Role::Worker {
+            self.say(Level::Info, "ready");
+        }
+    }
+
+    /// Trust: who connects is hostile; who they are is the kernel's word.
+    pub(super) fn introduce_host(&mut self) {
+        let peer = self.parts.host.current().and_then(|(_, _, peer)| peer);
+        self.note(&Record::HostConnected { peer });
+        self.hand_channel();
+    }
+
+    /// Gives the worker the channel, if both are there.
+    pub(super) fn hand_channel(&mut self) {
+        let Some(worker) = self.worker.as_ref().filter(|worker| worker.ready) else { return };
+        let Some((channel, kind, _)) = self.parts.host.current() else { return };
+        if worker.pipe.send(&Answer::Channel { kind }, Some(channel)).is_err() {
+            self.lose_worker();
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Opening and closing files: worker's ask → record → opener → record →
+//! descriptor.
+//!
+//! Trust: the opener is as good as its confinement; what it says of an object
+//! goes into the record as its word.
+
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use postern_core::audit::{self, Closing, Record};
+use postern_core::ipc::ReceiveError;
+use postern_core::messages::{Answer, Barrier, Facts, OpenerOrder, OpenerReport, Role, Use, WirePath};
+use postern_core::policy::rules::Mode;
+
+use super::{Broker, Opening, text};
+use crate::launch::Fatal;
+use crate::say::Level;
+
+impl Broker {
+    pub(super) fn act_open(&mut self, path: WirePath, mode: Mode, rule: usize, changes: bool) {
+        let handle = match self.parts.handles.next() {
+            Ok(handle) => handle.cast_unsigned(),
+            Err(why) => {
+                self.say(Level::Error, &format!("no file handle to be had: {why}"));
+                return self.refuse_open(&path, mode, Errno::EIO, Barrier::Audit, "no handle to be had", Some(rule));
+            }
+        };
+        if changes {
+            let asked = Record::OpenAsked { requested: text(path.as_slice()), mode, rule };
+            if let Err(why) = self.parts.log.record(&asked) {
+                self.log_failed(&why);
+                self.answer(&Answer::NotOpened { errno: Errno::EIO as i32 }, None);
+                return;
+            }
+        }
+        self.opens += 1;
+        self.opening = Some(Opening {
+            id: self.opens,
+            handle,
+            path,
+            mode,
+            rule,
+            sent: false,
+            again: false,
+            since: Instant::now(),
+        });
+        self.tell_opener();
+    }
+
+    /// Trust: as good as its confinement. What it says of an object goes into
+    /// the record as its word.
+    pub(super) fn hear_opener(&mut self) -> Result<(), Fatal> {
+        let Some(opener) = &mut self.opener else { return Ok(()) };
+        let received = match opener.pipe.try_receive() {
+            Ok(received) => received,
+            Err(ReceiveError::Empty) => return Ok(()),
+            Err(ReceiveError::Malformed(why)) => {
+                let child = opener.id;
+                let reason = text(why.to_string().as_bytes());
+                self.note(&Record::MalformedFrame { role: audit::Role::Opener, child, reason });
+                self.lose_opener();
+                return Ok(());
+            }
+            Err(_) => {
+                self.lose_opener();
+                return Ok(());
+            }
+        };
+        match received.message {
+            OpenerReport::Ready { standing } => {
+                opener.ready = true;
+                opener.pid = received.sender.map_or(0, |sender| sender.pid);
+                let child = opener.id;
+                self.child_ready(Role::Opener, child, &standing, received.sender);
+                self.tell_opener();
+            }
+            OpenerReport::Unconfined { why } => {
+                return Err(Fatal::Unconfined { who: "opener", why: why.to_text() });
+            }
+            OpenerReport::Panicked { message } => {
+                self.say(Level::Error, &format!("opener: {}", message.to_text()));
+                self.last_words = Some(text(message.as_slice()));
+            }
+            OpenerReport::Opened { id, facts } => self.opened(id, &facts, received.descriptor),
+            OpenerReport::NotOpened { id, errno, by, resolved } => {
+                let Some(opening) = self.opening.take_if(|opening| opening.id == id) else { return Ok(()) };
+                if by == Barrier::Kernel && errno == Errno::EACCES as i32 && self.is_stale(&opening) {
+                    return self.open_again(opening);
+                }
+                let why = match by {
+                    Barrier::Opener => "no rule allows what the path leads to",
+                    _ => "the kernel refused",
+                };
+                let (errno, rule) = (Errno::from_raw(errno), Some(opening.rule));
+                self.refuse_open_at(&opening.path, opening.mode, errno, by, why, rule, resolved.as_ref());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the refusal may come from Landlock for a file that was put in
+    /// place of the one that its rule named, as a log rotation does. A rule for
+    /// a directory does not grow old.
+    fn is_stale(&self, opening: &Opening) -> bool {
+        let rule = self.parts.policy.files.get(opening.rule);
+        !opening.again && rule.is_some_and(|rule| rule.path == opening.path.as_path())
+    }
+
+    /// Has a fresh opener, whose domain is made of what stands at the policy's
+    /// paths now, try once more.
+    fn open_again(&mut self, opening: Opening) {
+        if let Some(opener) = self.opener.take() {
+            self.let_go(Role::Opener, &opener);
+        }
+        self.opening = Some(Opening { sent: false, again: true, ..opening });
+    }
+
+    /// Sends the open under way, if the opener can take it.
+    fn tell_opener(&mut self) {
+        let Some(opener) = self.opener.as_ref().filter(|opener| opener.ready) else { return };
+        let Some(opening) = self.opening.as_mut().filter(|opening| !opening.sent) else { return };
+        opening.sent = true;
+        let order = OpenerOrder::Open { id: opening.id, path: opening.path.clone(), mode: opening.mode };
+        if opener.pipe.send(&order, None).is_err() {
+            self.lose_opener();
+        }
+    }
+
+    /// An object was opened. Its descriptor goes to the worker only behind the
+    /// record.
+    fn opened(&mut self, id: u64, facts: &Facts, file: Option<OwnedFd>) {
+        let Some(opening) = self.opening.take_if(|opening| opening.id == id) else { return };
+        let Some(file) = file else { return };
+        let granted = Record::OpenGranted {
+            requested: text(opening.path.as_slice()),
+            mode: opening.mode,
+            handle: opening.handle,
+            file: facts.clone(),
+        };
+        if let Err(why) = self.parts.log.record(&granted) {
+            self.log_failed(&why);
+            self.answer(&Answer::NotOpened { errno: Errno::EIO as i32 }, None);
+            return;
+        }
+        self.files.insert(opening.handle, facts.path.clone());
+        self.answer(&Answer::Opened { handle: opening.handle }, Some(&file));
+    }
+
+    pub(super) fn refuse_open(
+        &mut self,
+        path: &WirePath,
+        mode: Mode,
+        errno: Errno,
+        by: Barrier,
+        why: &str,
+        rule: Option<usize>,
+    ) {
+        self.refuse_open_at(path, mode, errno, by, why, rule, None);
+    }
+
+    fn refuse_open_at(
+        &mut self,
+        path: &WirePath,
+        mode: Mode,
+        errno: Errno,
+        by: Barrier,
+        why: &str,
+        rule: Option<usize>,
+        resolved: Option<&WirePath>,
+    ) {
+        self.note(&Record::OpenRefused {
+            requested: text(path.as_slice()),
+            mode,
+            by,
+            reason: text(why.as_bytes()),
+            rule,
+            errno: Some(errno),
+            resolved: resolved.map(|path| text(path.as_slice())),
+        });
+        self.answer(&Answer::NotOpened { errno: errno as i32 }, None);
+    }
+
+    pub(super) fn closed(&mut self, handle: u64, used: &Use) {
+        let Some(path) = self.files.remove(&handle) else {
+            self.replace_hostile("it closed a handle that it did not have");
+            return;
+        };
+        let path = text(path.as_slice());
+        self.note(&Record::FileClosed { handle, why: Closing::Host, path, used: Some(used.clone()) });
+    }
+}
