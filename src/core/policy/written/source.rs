@@ -81,6 +81,7 @@ fn list(directory: &Path, drop_ins: &mut BTreeMap<std::ffi::OsString, PathBuf>, 
         Err(Refusal::Missing) => return,
         Err(refusal) => return refusal.report(directory, report),
     }
+    // By name again: only trusted accounts could have changed it meanwhile.
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) => {
