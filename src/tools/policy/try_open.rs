@@ -161,6 +161,14 @@ pub fn try_open(loaded: &Loaded, right: Right, path: &Path) -> Outcome {
             gates.push(permission(loaded, right, path, target));
         }
     }
+    // What one change mends is said once.
+    let mut said: Vec<Option<String>> = Vec::new();
+    for gate in &mut gates {
+        if said.contains(&gate.fix) {
+            gate.fix = None;
+        }
+        said.push(gate.fix.clone());
+    }
     Outcome { right, path: path.to_path_buf(), gates }
 }
 
@@ -231,11 +239,7 @@ fn rule_gate(name: &'static str, loaded: &Loaded, right: Right, path: &Path, exi
             format!("{shown} is relative, or has '.', '..' or '//' in it"),
             "name the plain path from / on",
         ),
-        Verdict::Unreached => {
-            let directory = path.parent().unwrap_or(path).display();
-            let fix = format!("write a [[files]] rule: path = \"{directory}\", rights = [\"{}\"]", right.right());
-            Gate::refuse(name, format!("no rule reaches {shown}"), fix)
-        }
+        Verdict::Unreached => Gate::refuse(name, format!("no rule reaches {shown}"), new_rule(right, path, exists)),
         Verdict::Excepted { rule } => {
             let why = format!("{shown} is excepted from the rule for {} ({})", rules[rule].path.display(), place(rule));
             Gate::refuse(name, why, "take it out of 'except', or write a rule for this very path")
@@ -248,13 +252,24 @@ fn rule_gate(name: &'static str, loaded: &Loaded, right: Right, path: &Path, exi
     }
 }
 
+/// The rule that would reach a path; to make a file, one for its directory.
+fn new_rule(right: Right, path: &Path, exists: bool) -> String {
+    let parent = path.parent().unwrap_or(path);
+    let (path, rights) = match right {
+        Right::Create => (parent, "\"create\"".to_owned()),
+        _ if exists || right == Right::Read => (path, format!("\"{}\"", right.right())),
+        _ => (parent, format!("\"{}\", \"create\"", right.right())),
+    };
+    format!("write a [[files]] rule: path = \"{}\", rights = [{rights}]", path.display())
+}
+
 /// What the opener's domain would let through: rights of every rule above add up.
 fn landlock(rules: &[FileRule], right: Right, target: &Target) -> Gate {
-    let needed = match (right, target.st_mode) {
-        (Right::Read, _) => access_of(Rights::READ, false),
-        (Right::Write, Some(_)) => access_of(Rights::WRITE, false),
-        (Right::Append, Some(_)) => access_of(Rights::APPEND, false),
-        _ => access_of(Rights::CREATE, true),
+    let (name, needed) = match (right, target.st_mode) {
+        (Right::Read, _) => ("read", access_of(Rights::READ, false)),
+        (Right::Write, Some(_)) => ("write", access_of(Rights::WRITE, false)),
+        (Right::Append, Some(_)) => ("append", access_of(Rights::APPEND, false)),
+        _ => ("create", access_of(Rights::CREATE, true)),
     };
     let mut held = access_of(Rights::NONE, false);
     for rule in rules.iter().filter(|rule| target.resolved.starts_with(&rule.path)) {
@@ -265,9 +280,8 @@ fn landlock(rules: &[FileRule], right: Right, target: &Target) -> Gate {
     if held.contains(needed) {
         Gate::pass(LANDLOCK, format!("{resolved} lies beneath a rule with the right"))
     } else {
-        let directory = target.resolved.parent().unwrap_or(&target.resolved).display();
-        let fix = format!("give it by a rule for what the kernel resolves the path to: path = \"{directory}\"");
-        Gate::refuse(LANDLOCK, format!("{resolved} lies beneath no rule that gives '{}'", right.right()), fix)
+        let fix = new_rule(right, &target.resolved, target.st_mode.is_some());
+        Gate::refuse(LANDLOCK, format!("{resolved} lies beneath no rule that gives '{name}'"), fix)
     }
 }
 
@@ -333,7 +347,7 @@ fn permission(loaded: &Loaded, right: Right, path: &Path, target: &Target) -> Ga
                 && (bits.mode >> 3) & (obstacle.need as u32) == obstacle.need as u32
                 && bits.gid != 0
             {
-                format!("write groups = [{}] under [identities], or: setfacl -m u:{}:{need} {at}", bits.gid, who.uid)
+                format!("add {} to groups under [identities], or: setfacl -m u:{}:{need} {at}", bits.gid, who.uid)
             } else {
                 format!("setfacl -m u:{}:{need} {at}", who.uid)
             };

@@ -296,8 +296,8 @@ fn channel(written: &Written, report: &mut Report) -> Channel {
 
 /// Looks the accounts up.
 fn identities(written: &Written, world: &World, report: &mut Report) -> Identities {
-    let account = |name: &str, report: &mut Report| {
-        let at = written.settings.either("identities", name)?;
+    let account = |role: &str, report: &mut Report| {
+        let at = written.settings.either("identities", role)?;
         let (name, uid, gid) = match &at.value {
             Value::Number(id) => {
                 let id = u32::try_from(*id).ok()?;
@@ -305,8 +305,8 @@ fn identities(written: &Written, world: &World, report: &mut Report) -> Identiti
             }
             Value::Text(name) => {
                 let Some((uid, gid)) = world.account(name) else {
-                    let what = format!("there is no account '{name}' in /etc/passwd");
-                    let help = format!("make it (useradd --system {name}), or write a number");
+                    let what = format!("[identities] {role}: there is no account '{name}' in /etc/passwd");
+                    let help = format!("make it (useradd --system {name}), or name another: {role} = \"ACCOUNT\"");
                     missing(at.place, world, what, help, report);
                     return None;
                 };
