@@ -12,12 +12,12 @@ use postern_core::policy::written::{self, Kind, Loaded, PolicyError, World};
 use super::{ROOT, everything, names, same_as_file, sample_world, shown};
 
 /// A policy in a directory of its own, as whoever runs the test.
-pub struct Files {
+pub(super) struct Files {
     directory: tempfile::TempDir,
 }
 
 impl Files {
-    pub fn new(main: &str) -> Self {
+    pub(super) fn new(main: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let files = Self { directory };
@@ -25,11 +25,11 @@ impl Files {
         files
     }
 
-    pub fn at(&self, name: &str) -> PathBuf {
+    pub(super) fn at(&self, name: &str) -> PathBuf {
         self.directory.path().canonicalize().unwrap().join(name)
     }
 
-    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+    pub(super) fn write(&self, name: &str, text: impl AsRef<[u8]>) {
         let path = self.at(name);
         let parent = path.parent().unwrap();
         fs::create_dir_all(parent).unwrap();
@@ -38,11 +38,11 @@ impl Files {
         self.mode(name, 0o644);
     }
 
-    pub fn mode(&self, name: &str, mode: u32) {
+    pub(super) fn mode(&self, name: &str, mode: u32) {
         fs::set_permissions(self.at(name), fs::Permissions::from_mode(mode)).unwrap();
     }
 
-    pub fn load(&self) -> Result<Loaded, PolicyError> {
+    pub(super) fn load(&self) -> Result<Loaded, PolicyError> {
         let world = World { euid: geteuid().as_raw(), ..sample_world() };
         written::load(Some(&self.at("policy.toml")), &world)
     }
@@ -192,7 +192,7 @@ fn a_rule_must_not_reach_the_policy() {
     assert_eq!(files.load().unwrap_err().mistakes[0].kind, Kind::CoversOwn);
 }
 
-pub fn plain(path: &Path) -> PathBuf {
+pub(super) fn plain(path: &Path) -> PathBuf {
     path.components().collect()
 }
 

@@ -98,3 +98,39 @@ fn a_policy_without_file_commands_is_refused_first() {
     assert!(!outcome.allowed());
     assert_eq!(outcome.gates[0].name, "commands");
 }
+
+/// Runs `postern policy …`; returns exit status, stdout and stderr.
+fn postern(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output =
+        std::process::Command::new(env!("CARGO_BIN_EXE_postern")).arg("policy").args(arguments).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_commands_exit_as_documented() {
+    let files = Files::new(
+        "version = 1\nprofile = \"files\"\n[identities]\nworker = 64990\nbroker = 64991\n[[files]]\npath = \"/etc/passwd\"\n\
+         rights = [\"read\"]\n",
+    );
+    let policy = files.at("policy.toml");
+    let policy = policy.to_str().unwrap();
+    let (status, stdout, stderr) = postern(&["check", "--policy", policy]);
+    assert_eq!((status, stderr.as_str()), (Some(0), ""));
+    assert!(stdout.ends_with("good: 1 file, 10 commands, 1 file rule, 0 warnings\n"), "{stdout}");
+    let (status, stdout, _) = postern(&["explain", "--json", "--policy", policy]);
+    assert_eq!(status, Some(0));
+    assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap()["files"][0]["rights"], json!(["read"]));
+    assert_eq!(postern(&["test", "--policy", policy, "read", "/etc/passwd"]).0, Some(0));
+    let (status, stdout, _) = postern(&["test", "--policy", policy, "write", "/etc/passwd"]);
+    assert_eq!(status, Some(1));
+    assert!(stdout.starts_with("write /etc/passwd: refused by policy (broker), Landlock (opener), opener"), "{stdout}");
+    assert_eq!(postern(&["test", "--policy", policy, "chew", "/etc/passwd"]).0, Some(2));
+
+    files.write("policy.toml", "version = 1\nprofil = \"files\"\n");
+    let (status, _, stderr) = postern(&["check", "--policy", policy]);
+    assert_eq!(status, Some(1));
+    assert!(stderr.contains(":2:1: there is no key 'profil' at the top; write 'profile'"), "{stderr}");
+    assert_eq!(postern(&["explain", "--policy", policy]).0, Some(2));
+    assert_eq!(postern(&["test", "--policy", policy, "read", "/etc/passwd"]).0, Some(2));
+}
