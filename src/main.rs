@@ -46,6 +46,9 @@ enum Command {
                       --channel unix-listen:/run/vm/ga.sock"
     )]
     Run(Run),
+    /// Check, explain and try a policy
+    #[command(subcommand)]
+    Policy(postern_tools::policy::Command),
     /// Verify and read audit logs
     #[command(subcommand)]
     Audit(postern_tools::audit::Command),
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
     }
     match Cli::parse_from(arguments).command {
         Command::Run(arguments) => run(arguments),
+        Command::Policy(command) => command.run(),
         Command::Audit(command) => command.run(),
     }
 }

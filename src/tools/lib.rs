@@ -1,3 +1,5 @@
-//! stub
+//! What people run: demo, call, policy, audit.
+#![forbid(unsafe_code)]
 
 pub mod audit;
+pub mod policy;

@@ -13,7 +13,7 @@ use crate::catalogue::Command::{
     FileOpen, FsfreezeFreeze, FsfreezeFreezeList, FsfreezeStatus, FsfreezeThaw, Shutdown as ShutdownCommand, Sync,
     SyncDelimited,
 };
-use crate::catalogue::{Act, CATALOGUE, Command, CommandSet};
+use crate::catalogue::{CATALOGUE, Command, CommandSet};
 use crate::policy::{
     Account, Audit, Channel, Freeze, Identities, Limits, Policy, Shutdown, ShutdownMethod, ShutdownMode,
 };
@@ -194,6 +194,11 @@ fn as_list(at: &At<Value>) -> Option<&Vec<At<Value>>> {
 
 /// Commands that make sense only together, and settings that nothing uses.
 fn families(policy: &Policy, rulings: &[Decided], written: &Written, rules: &[Place], report: &mut Report) {
+    // What was not understood may have set any of this.
+    if !report.is_complete() {
+        return;
+    }
+    let good_so_far = !report.has_errors();
     let known = |keys: &[&str]| !keys.iter().any(|key| written.tainted.iter().any(|tainted| tainted == key));
     if !known(&["profile", "commands.allow", "commands.deny"]) {
         return;
@@ -207,29 +212,29 @@ fn families(policy: &Policy, rulings: &[Decided], written: &Written, rules: &[Pl
             let what = format!("{freeze} is allowed, {FsfreezeThaw} is not: filesystems would stay frozen");
             report.error(Kind::FreezeWithoutThaw, place(freeze), what, format!("allow \"{FsfreezeThaw}\" too"));
         }
-        if !allowed.contains(FsfreezeStatus) {
+        if !allowed.contains(FsfreezeStatus) && good_so_far {
             let what = format!("{freeze} is allowed, {FsfreezeStatus} is not: hosts ask it to follow a freeze");
             report.warn(Kind::IncompleteFamily, place(freeze), what, format!("allow \"{FsfreezeStatus}\" too"));
         }
     }
-    let modes = written.settings.list("shutdown", "modes");
-    match (allowed.contains(ShutdownCommand), modes) {
-        (true, _) if policy.shutdown.modes.is_empty() && known(&["shutdown.modes"]) => {
-            let what = format!("{ShutdownCommand} is allowed, but no mode of it");
-            let help = "write modes = [\"powerdown\", \"reboot\"] under [shutdown]";
-            report.error(Kind::ShutdownWithoutModes, place(ShutdownCommand), what, help);
-        }
-        (false, Some(modes)) if !modes.value.is_empty() => {
-            let what = format!("{ShutdownCommand} is not allowed, so these modes have no use");
-            report.warn(
-                Kind::IdleSetting,
-                modes.place,
-                what,
-                format!("allow \"{ShutdownCommand}\", or leave them out"),
-            );
-        }
-        _ => {}
+    if allowed.contains(ShutdownCommand) && policy.shutdown.modes.is_empty() && known(&["shutdown.modes"]) {
+        let what = format!("{ShutdownCommand} is allowed, but no mode of it");
+        let help = "write modes = [\"powerdown\", \"reboot\"] under [shutdown]";
+        report.error(Kind::ShutdownWithoutModes, place(ShutdownCommand), what, help);
     }
+    if good_so_far {
+        unused(allowed, &place, written, rules, report);
+    }
+}
+
+/// What is allowed or written to no use.
+fn unused(
+    allowed: CommandSet,
+    place: &dyn Fn(Command) -> Place,
+    written: &Written,
+    rules: &[Place],
+    report: &mut Report,
+) {
     let opens = allowed.contains(FileOpen);
     let by_handle = allowed.iter().find(|command| *command != FileOpen && command.name().starts_with("guest-file-"));
     match (opens, by_handle, rules.first()) {
@@ -247,11 +252,15 @@ fn families(policy: &Policy, rulings: &[Decided], written: &Written, rules: &[Pl
         }
         _ => {}
     }
+    let modes = written.settings.list("shutdown", "modes");
+    if let Some(modes) = modes.filter(|modes| !modes.value.is_empty() && !allowed.contains(ShutdownCommand)) {
+        let what = format!("{ShutdownCommand} is not allowed, so these modes have no use");
+        report.warn(Kind::IdleSetting, modes.place, what, format!("allow \"{ShutdownCommand}\", or leave them out"));
+    }
     if !allowed.contains(Sync) && !allowed.contains(SyncDelimited) {
         let what = format!("neither {SyncDelimited} nor {Sync} is allowed: hosts cannot connect");
         report.warn(Kind::NoSync, Place::whole(report_main(written)), what, "write profile = \"minimal\" or another");
     }
-    debug_assert!(!policy.needs(Act::Shutdown) || allowed.contains(ShutdownCommand));
 }
 
 /// The main file's number: the first after the defaults, if it could be read.
@@ -287,8 +296,8 @@ fn channel(written: &Written, report: &mut Report) -> Channel {
 
 /// Looks the accounts up.
 fn identities(written: &Written, world: &World, report: &mut Report) -> Identities {
-    let account = |name: &str, report: &mut Report| {
-        let at = written.settings.either("identities", name)?;
+    let account = |role: &str, report: &mut Report| {
+        let at = written.settings.either("identities", role)?;
         let (name, uid, gid) = match &at.value {
             Value::Number(id) => {
                 let id = u32::try_from(*id).ok()?;
@@ -296,8 +305,8 @@ fn identities(written: &Written, world: &World, report: &mut Report) -> Identiti
             }
             Value::Text(name) => {
                 let Some((uid, gid)) = world.account(name) else {
-                    let what = format!("there is no account '{name}' in /etc/passwd");
-                    let help = format!("make it (useradd --system {name}), or write a number");
+                    let what = format!("[identities] {role}: there is no account '{name}' in /etc/passwd");
+                    let help = format!("make it (useradd --system {name}), or name another: {role} = \"ACCOUNT\"");
                     missing(at.place, world, what, help, report);
                     return None;
                 };

@@ -126,6 +126,15 @@ const MIB: u64 = 1 << 20;
 /// Largest id that the kernel takes for an account: one below "no change".
 pub const MAX_ID: u64 = u32::MAX as u64 - 1;
 
+/// Most supplementary groups: what postern's processes tell each other.
+pub const MAX_GROUPS: usize = 64;
+
+/// Most file rules, those of all files together.
+pub const MAX_RULES: usize = 1024;
+
+/// Longest path in bytes, `PATH_MAX` of Linux without its final NUL.
+pub const MAX_PATH: usize = 4095;
+
 /// Every table, in the order of the reference.
 pub static TABLES: [Table; 11] = [
     Table { name: "", repeated: false, doc: "Above every table." },

@@ -30,6 +30,8 @@ pub enum Kind {
     BadSize,
     BadName,
     OutOfRange,
+    TooMany,
+    TooLong,
     // What takes more than one file's shape to see.
     Syntax,
     NotUtf8,
@@ -91,6 +93,8 @@ impl Kind {
                 | Self::BadSize
                 | Self::BadName
                 | Self::OutOfRange
+                | Self::TooMany
+                | Self::TooLong
         )
     }
 }
@@ -118,16 +122,23 @@ pub struct Mistake {
     excerpt: Option<(String, usize)>,
 }
 
+/// How many characters of a line are shown.
+const SHOWN: usize = 160;
+
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let severity = if self.warning { "warning: " } else { "" };
         let (file, line, column) = (self.file.display(), self.line, self.column);
         write!(f, "{file}:{line}:{column}: {severity}{}; {}", self.what, self.help)?;
         if let Some((text, width)) = &self.excerpt {
+            // Of a long line, the part around the mistake.
+            let skipped = if column > SHOWN / 2 { column - SHOWN / 4 } else { 0 };
             let plain = |c: char| if c.is_control() && c != '\t' { '\u{fffd}' } else { c };
-            let shown: String = text.chars().map(plain).collect();
-            let pad: String = text.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
-            write!(f, "\n    {shown}\n    {pad}{}", "^".repeat((*width).max(1)))?;
+            let shown: String = text.chars().skip(skipped).take(SHOWN).map(plain).collect();
+            let before = shown.chars().take(column - 1 - skipped);
+            let pad: String = before.map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+            let width = (*width).clamp(1, SHOWN - (column - 1 - skipped));
+            write!(f, "\n    {shown}\n    {pad}{}", "^".repeat(width))?;
         }
         Ok(())
     }
@@ -200,10 +211,14 @@ impl Report {
         what: impl Into<String>,
         help: impl Into<String>,
     ) {
-        let (what, help) = (what.into(), help.into());
-        let mistake = Mistake { kind, warning, file, line: 1, column: 1, what, help, excerpt: None };
+        let (mut what, help) = (what.into(), help.into());
+        if let Some(rest) = what.strip_prefix(&*file.to_string_lossy()).filter(|rest| rest.starts_with(' ')) {
+            what = format!("this{rest}");
+        }
         // One bad directory above several files is one mistake.
-        if !self.mistakes.iter().any(|(_, other)| other.what == mistake.what) {
+        let again = |other: &Mistake| other.what == what && (other.file == file || !what.starts_with("this "));
+        if !self.mistakes.iter().any(|(_, other)| again(other)) {
+            let mistake = Mistake { kind, warning, file, line: 1, column: 1, what, help, excerpt: None };
             self.mistakes.push((usize::MAX, mistake));
         }
     }
@@ -227,6 +242,16 @@ impl Report {
             excerpt,
         };
         self.mistakes.push((place.source, mistake));
+    }
+
+    /// Whether a mistake was found so far that is no warning.
+    pub(super) fn has_errors(&self) -> bool {
+        self.mistakes.iter().any(|(_, mistake)| !mistake.warning)
+    }
+
+    /// Whether every file that counts could be read.
+    pub(super) fn is_complete(&self) -> bool {
+        self.mistakes.iter().all(|(source, mistake)| *source != usize::MAX || mistake.warning)
     }
 
     /// The line on which `place` begins, from 1.

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use super::check::Own;
+use super::keys::MAX_RULES;
 use super::mistake::{Kind, Place, Report};
 use super::read::{At, Settings, Value};
 use super::{Look, World};
@@ -32,15 +33,20 @@ pub(super) fn rules(
             optional: settings.flag("files", "optional"),
             types: types(settings),
         };
-        system(&rule, path.place, report);
-        own_places(&rule, own, path.place, report);
+        if system(&rule, path.place, report) {
+            own_places(&rule, own, path.place, report);
+            stands(&rule, path.place, world, report);
+        }
         exceptions(&rule, excepts, world, report);
-        stands(&rule, path.place, world, report);
         for (other, place) in rules.iter().zip(&places) {
             overlap(&rule, path.place, other, *place, report);
         }
         rules.push(rule);
         places.push(path.place);
+    }
+    if let Some(place) = places.get(MAX_RULES) {
+        let what = format!("there are {} file rules", places.len());
+        report.error(Kind::TooMany, *place, what, format!("write at most {MAX_RULES}, in all files together"));
     }
     // A rule can also be made useless by one that follows it.
     for (index, rule) in rules.iter().enumerate() {
@@ -70,12 +76,12 @@ fn changes(rights: Rights) -> bool {
     CHANGES.iter().any(|right| rights.contains(*right))
 }
 
-/// Places where a rule can only be an accident.
-fn system(rule: &FileRule, place: Place, report: &mut Report) {
+/// Refuses places where a rule can only be an accident.
+fn system(rule: &FileRule, place: Place, report: &mut Report) -> bool {
     let path = &rule.path;
     if path == Path::new("/") {
         report.error(Kind::KernelTree, place, "this is the whole system", "name the directories that are meant");
-        return;
+        return false;
     }
     if path.starts_with("/proc") || path.starts_with("/sys") {
         let part = path.components().nth(2).map(|part| part.as_os_str().to_string_lossy().into_owned());
@@ -84,18 +90,21 @@ fn system(rule: &FileRule, place: Place, report: &mut Report) {
             let what = format!("{} opens the kernel and other processes to the host", path.display());
             let help = "name single files to read, such as \"/proc/loadavg\"";
             report.error(Kind::KernelTree, place, what, help);
+            return false;
         }
     } else if path == Path::new("/dev")
         || path.starts_with("/dev") && !path.starts_with("/dev/shm") && rule.types == Types::REGULAR
     {
         let what = format!("{} holds devices, and the rule is for regular files", path.display());
-        let help = "name one device and its kind: types = [\"character-device\"]";
+        let help = "name one device and its kind, such as types = [\"character-device\"]";
         report.error(Kind::KernelTree, place, what, help);
+        return false;
     }
     if rule.types.contains(Types::BLOCK) {
         let what = "a block device holds files of every account: file rules and permissions do not reach into it";
         report.warn(Kind::RawDevice, place, what, "leave block-device out unless the host may have the whole disk");
     }
+    true
 }
 
 /// A rule must not reach what postern itself rests on.

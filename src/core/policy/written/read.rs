@@ -264,5 +264,5 @@ pub(super) fn no_choice(word: &str, words: &[&str], place: Place, report: &mut R
         Some(near) => format!("write \"{near}\""),
         None => format!("write {}", one_of(words)),
     };
-    report.error(Kind::UnknownChoice, place, format!("{} is none of {}", quoted(word), one_of(words)), help);
+    report.error(Kind::UnknownChoice, place, format!("{} is no value of this", quoted(word)), help);
 }

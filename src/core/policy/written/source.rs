@@ -81,6 +81,7 @@ fn list(directory: &Path, drop_ins: &mut BTreeMap<std::ffi::OsString, PathBuf>, 
         Err(Refusal::Missing) => return,
         Err(refusal) => return refusal.report(directory, report),
     }
+    // By name again: only trusted accounts could have changed it meanwhile.
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) => {
@@ -266,4 +267,34 @@ fn judge(path: &Path, stat: &FileStat, sticky_is_fine: bool, world: &World) -> R
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_directory_masks_an_earlier_one() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        let directories = ["usr", "run", "etc", "missing"].map(|name| root.join(name));
+        for directory in &directories[..3] {
+            fs::create_dir(directory).unwrap();
+        }
+        let [usr, run, etc, _] = &directories;
+        for file in [usr.join("a.toml"), usr.join("b.toml"), usr.join("c.toml"), run.join("b.toml"), etc.join("c.toml")]
+        {
+            fs::write(file, "").unwrap();
+        }
+        std::os::unix::fs::symlink("/dev/null", run.join("c.toml")).unwrap();
+        std::os::unix::fs::symlink("/dev/null", etc.join("a.toml")).unwrap();
+        let mut report = Report::new();
+        let mut drop_ins = BTreeMap::new();
+        for directory in &directories {
+            list(directory, &mut drop_ins, &World::elsewhere(), &mut report);
+        }
+        let found: Vec<&PathBuf> = drop_ins.values().collect();
+        assert_eq!(found, [&run.join("b.toml"), &etc.join("c.toml")]);
+        assert!(!report.has_errors());
+    }
 }

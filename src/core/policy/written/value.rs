@@ -7,7 +7,7 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeArray, DeValue};
 
-use super::keys::{MAX_ID, Type};
+use super::keys::{MAX_GROUPS, MAX_ID, MAX_PATH, Type};
 use super::mistake::{Kind, Place, Report, nearest, quoted};
 use super::read::{At, Value, no_choice};
 use crate::catalogue::{self, CATALOGUE, Command};
@@ -79,6 +79,11 @@ pub(super) fn read(takes: Type, value: &Spanned<DeValue<'_>>, source: usize, rep
             })?
         }
         (Type::Groups, DeValue::Array(items)) => {
+            if items.len() > MAX_GROUPS {
+                let what = format!("the list holds {} groups", items.len());
+                report.error(Kind::TooMany, place, what, format!("write at most {MAX_GROUPS}"));
+                return None;
+            }
             list(items, source, report, |item, place, report| match item.get_ref() {
                 DeValue::String(_) | DeValue::Integer(_) => name_or_id(item, place, report),
                 _ => wrong_item("a group", item, place, report),
@@ -150,6 +155,11 @@ fn path(text: &str, place: Place, report: &mut Report) -> Option<String> {
     if !text.starts_with('/') {
         let what = format!("path {} is relative", quoted(text));
         report.error(Kind::RelativePath, place, what, "write it from / on");
+        return None;
+    }
+    if text.len() > MAX_PATH {
+        let what = format!("the path has {} bytes", text.len());
+        report.error(Kind::TooLong, place, what, format!("Linux takes at most {MAX_PATH}"));
         return None;
     }
     if !is_canonical(Path::new(text)) {
@@ -234,6 +244,17 @@ pub(super) fn show_size(bytes: u64) -> String {
     }
 }
 
+/// Seconds in the largest unit that divides them.
+fn show_duration(seconds: u64) -> String {
+    if seconds.is_multiple_of(3600) {
+        format!("{}h", seconds / 3600)
+    } else if seconds.is_multiple_of(60) {
+        format!("{}m", seconds / 60)
+    } else {
+        format!("{seconds}s")
+    }
+}
+
 fn duration(text: &str, min: u64, max: u64, place: Place, report: &mut Report) -> Option<u64> {
     let Ok(seconds) = measure(text, &[("s", 1), ("m", 60), ("h", 3600)]) else {
         let what = format!("{} is no duration", quoted(text));
@@ -242,7 +263,8 @@ fn duration(text: &str, min: u64, max: u64, place: Place, report: &mut Report) -
     };
     if !(min..=max).contains(&seconds) {
         let what = format!("{} is out of range", quoted(text));
-        report.error(Kind::TextOutOfRange, place, what, format!("write \"{min}s\" to \"{max}s\""));
+        let help = format!("write {} to {}", show_duration(min), show_duration(max));
+        report.error(Kind::TextOutOfRange, place, what, help);
         return None;
     }
     Some(seconds)

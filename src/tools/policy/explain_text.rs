@@ -1,0 +1,103 @@
+//! `policy explain` as text.
+//!
+//! Trust: shows what `explain` computed, adds nothing.
+
+use std::fmt;
+
+use postern_core::catalogue;
+
+use super::explain::{CommandLine, Explanation, Process, Rule, Settings};
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "policy     {}", self.sources.join(", "))?;
+        writeln!(f, "digest     {}", self.digest)?;
+        writeln!(f, "channel    {}", self.channel)?;
+        writeln!(f, "\nCommands that the host may use")?;
+        for line in self.commands.iter().filter(|line| line.allowed) {
+            writeln!(f, "  {line}")?;
+        }
+        writeln!(f, "\nCommands that it may not")?;
+        let refused = self.commands.iter().filter(|line| !line.allowed);
+        let (offered, other): (Vec<_>, Vec<_>) = refused
+            .partition(|line| line.file.is_some() || catalogue::lookup(line.name).is_some_and(|e| e.command.is_some()));
+        for line in offered {
+            writeln!(f, "  {line}")?;
+        }
+        writeln!(f, "  and {} of stock's that postern does not offer", other.len())?;
+        writeln!(f, "\nProcesses")?;
+        for process in &self.processes {
+            write!(f, "{process}")?;
+        }
+        writeln!(f, "\nFiles")?;
+        for rule in &self.files {
+            write!(f, "{rule}")?;
+        }
+        if self.files.is_empty() {
+            writeln!(f, "  none")?;
+        }
+        write!(f, "\n{}", self.settings)?;
+        writeln!(f, "\nWithout root")?;
+        for line in &self.without_root {
+            writeln!(f, "  {line}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for CommandLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<29} {}", self.name, self.why)?;
+        match (&self.file, self.line) {
+            (Some(file), Some(line)) => write!(f, " ({file}:{line})"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let account = self.account.as_deref().unwrap_or("account not on this machine");
+        let groups: Vec<String> = self.groups.iter().map(ToString::to_string).collect();
+        let groups = if groups.is_empty() { String::new() } else { format!(", groups {}", groups.join(" ")) };
+        let capabilities = if self.capabilities.is_empty() { "none".to_owned() } else { self.capabilities.join(" ") };
+        writeln!(f, "  {:<9} {account}{groups}", self.name)?;
+        writeln!(f, "            capabilities  {capabilities}")?;
+        writeln!(f, "            Landlock      {}", self.landlock)?;
+        writeln!(f, "            seccomp       {}", self.seccomp)
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let optional = if self.optional { ", may be missing" } else { "" };
+        writeln!(f, "  {}: {}{optional} ({}:{})", self.path, self.rights.join(", "), self.file, self.line)?;
+        if !self.except.is_empty() {
+            writeln!(f, "    but not {}", self.except.join(", "))?;
+        }
+        if self.types != ["regular"] {
+            writeln!(f, "    objects {}", self.types.join(", "))?;
+        }
+        for held in &self.held_by {
+            writeln!(f, "    {:<8} held by {}: {}", held.part, held.by, held.how)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let modes = if self.shutdown_modes.is_empty() { "none".to_owned() } else { self.shutdown_modes.join(", ") };
+        writeln!(f, "Settings")?;
+        writeln!(f, "  create mode     {}", self.create_mode)?;
+        writeln!(f, "  freeze limit    {} s", self.freeze_limit_seconds)?;
+        writeln!(f, "  shutdown        {modes}, by {}", self.shutdown_method)?;
+        writeln!(f, "  audit log       {}", self.audit_log)?;
+        writeln!(f, "  state           {}", self.state_directory)?;
+        writeln!(
+            f,
+            "  limits          message {} B, nesting {}, string {} B, read {} B, handles {}",
+            self.limit_message, self.limit_nesting, self.limit_string, self.limit_read, self.limit_handles
+        )
+    }
+}
