@@ -6,7 +6,7 @@
 
 use nix::errno::Errno;
 use postern_core::catalogue::{Act, Command};
-use postern_core::messages::{Ask, Barrier};
+use postern_core::messages::{Ask, Barrier, WirePath};
 use postern_core::policy::rules::{self, Mode, Verdict};
 use postern_core::policy::{Policy, ShutdownMode};
 
@@ -42,16 +42,7 @@ pub(crate) enum Decision {
         changes: bool,
     },
     /// Answer with this error.
-    RefuseOpen {
-        /// For the host.
-        errno: Errno,
-        /// Who refuses, for the record.
-        by: Barrier,
-        /// Why, for the record.
-        why: &'static str,
-        /// The rule that decided, if one did.
-        rule: Option<usize>,
-    },
+    RefuseOpen(Refusal),
     /// Freeze; the command is for the record.
     Freeze(Command),
     /// Thaw.
@@ -66,6 +57,21 @@ pub(crate) enum Decision {
     Note,
     /// No sound worker asks this now: replace it.
     Hostile(&'static str),
+}
+
+/// An open that is not done, or came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// For the host.
+    pub(crate) errno: Errno,
+    /// Who refuses, for the record.
+    pub(crate) by: Barrier,
+    /// Why, for the record.
+    pub(crate) why: &'static str,
+    /// The rule that decided, if one did.
+    pub(crate) rule: Option<usize>,
+    /// What the kernel resolved the path to, if it got so far.
+    pub(crate) resolved: Option<WirePath>,
 }
 
 /// For a host that asks what only a postern started as root can do.
@@ -122,7 +128,8 @@ pub(crate) fn decide(state: State, ask: &Ask, policy: &Policy) -> Decision {
 }
 
 fn open(state: State, path: &std::path::Path, mode: Mode, policy: &Policy) -> Decision {
-    let refuse = |errno, why, rule| Decision::RefuseOpen { errno, by: Barrier::Broker, why, rule };
+    let refuse =
+        |errno, why, rule| Decision::RefuseOpen(Refusal { errno, by: Barrier::Broker, why, rule, resolved: None });
     if state.freeze != Status::Thawed {
         return refuse(Errno::EBUSY, "filesystems are frozen", None);
     }

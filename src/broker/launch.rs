@@ -228,11 +228,15 @@ fn state_failed(path: &Path, why: &dyn std::fmt::Display) -> Fatal {
     Fatal::State(path.to_owned(), why.to_string())
 }
 
-/// The state directory, made if only its last component is missing. One that
-/// is there is not touched: on a frozen filesystem even that could block.
+/// The state directory, made if it is missing (`/run` is empty after a boot).
+/// One that is there is not touched: on a frozen filesystem even that could
+/// block.
 fn state_directory(path: &Path, (uid, gid): (u32, u32)) -> Result<OwnedFd, Fatal> {
     let failed = |why: &dyn std::fmt::Display| state_failed(path, why);
     if matches!(fs::symlink_metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound) {
+        if let Some(parent) = path.parent() {
+            fs::DirBuilder::new().mode(0o755).recursive(true).create(parent).map_err(|why| failed(&why))?;
+        }
         fs::DirBuilder::new().mode(0o700).create(path).map_err(|why| failed(&why))?;
         std::os::unix::fs::chown(path, Some(uid), Some(gid)).map_err(|why| failed(&why))?;
     }

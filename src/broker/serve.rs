@@ -25,7 +25,7 @@ use nix::time::{ClockId, clock_gettime};
 use postern_core::audit::{self, Mounts, Record};
 use postern_core::catalogue::Command;
 use postern_core::confine::Confined;
-use postern_core::messages::{BIRTH_LIMIT, Role, WirePath};
+use postern_core::messages::{Answer, BIRTH_LIMIT, Role, WirePath};
 use postern_core::policy::Policy;
 use postern_core::policy::rules::Mode;
 

@@ -242,8 +242,9 @@ impl Session {
                 };
                 self.succeed(channel, &state, &id)
             }
-            Request::FsfreezeFreeze => self.freeze(None, id, channel),
-            Request::FsfreezeFreezeList { mountpoints: None } => self.freeze(None, id, channel),
+            Request::FsfreezeFreeze | Request::FsfreezeFreezeList { mountpoints: None } => {
+                self.freeze(None, id, channel)
+            }
             Request::FsfreezeFreezeList { mountpoints: Some(list) } => {
                 // A longer path than the kernel takes is mounted nowhere, and
                 // mountpoints that are not there are left out.

@@ -101,9 +101,7 @@ impl Broker {
     fn act(&mut self, decision: Decision, ask: Ask) {
         match (decision, ask) {
             (Decision::Open { rule, changes }, Ask::Open { path, mode }) => self.act_open(path, mode, rule, changes),
-            (Decision::RefuseOpen { errno, by, why, rule }, Ask::Open { path, mode }) => {
-                self.refuse_open(&path, mode, errno, by, why, rule);
-            }
+            (Decision::RefuseOpen(refusal), Ask::Open { path, mode }) => self.refuse_open(&path, mode, refusal),
             (Decision::Freeze(command), Ask::Freeze { only }) => {
                 let only = only.map(|list| list.as_slice().iter().map(|path| path.as_path().to_owned()).collect());
                 self.act_freeze(command, only);

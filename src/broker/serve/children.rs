@@ -11,6 +11,7 @@ use postern_core::ipc::{Frame, ReceiveError, Sender};
 use postern_core::messages::{Answer, Barrier, Role, SpawnerReport, Standing};
 
 use super::{Broker, Gone, text};
+use crate::decide::Refusal;
 use crate::family::{Child, Opener, Worker};
 use crate::launch::Fatal;
 use crate::say::Level;
@@ -96,7 +97,10 @@ impl Broker {
             self.let_go(Role::Opener, &opener);
         }
         if let Some(opening) = self.opening.take() {
-            self.refuse_open(&opening.path, opening.mode, Errno::EIO, Barrier::Opener, "the opener ended", None);
+            let rule = Some(opening.rule);
+            let why = "the opener ended";
+            let refusal = Refusal { errno: Errno::EIO, by: Barrier::Opener, why, rule, resolved: None };
+            self.refuse_open(&opening.path, opening.mode, refusal);
         }
     }
 

@@ -125,7 +125,7 @@ impl Broker {
     }
 
     fn release_if_thawed(&mut self) {
-        if self.parts.engine.as_ref().is_some_and(|engine| engine.holds_writes()) || !self.parts.log.is_held() {
+        if self.parts.engine.as_ref().is_some_and(Engine::holds_writes) || !self.parts.log.is_held() {
             return;
         }
         if let Err(why) = self.parts.log.release() {

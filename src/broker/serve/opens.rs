@@ -14,6 +14,7 @@ use postern_core::messages::{Answer, Barrier, Facts, OpenerOrder, OpenerReport, 
 use postern_core::policy::rules::Mode;
 
 use super::{Broker, Opening, text};
+use crate::decide::Refusal;
 use crate::launch::Fatal;
 use crate::say::Level;
 
@@ -23,7 +24,14 @@ impl Broker {
             Ok(handle) => handle.cast_unsigned(),
             Err(why) => {
                 self.say(Level::Error, &format!("no file handle to be had: {why}"));
-                return self.refuse_open(&path, mode, Errno::EIO, Barrier::Audit, "no handle to be had", Some(rule));
+                let refusal = Refusal {
+                    errno: Errno::EIO,
+                    by: Barrier::Broker,
+                    why: "no handle to be had",
+                    rule: Some(rule),
+                    resolved: None,
+                };
+                return self.refuse_open(&path, mode, refusal);
             }
         };
         if changes {
@@ -86,14 +94,15 @@ impl Broker {
             OpenerReport::NotOpened { id, errno, by, resolved } => {
                 let Some(opening) = self.opening.take_if(|opening| opening.id == id) else { return Ok(()) };
                 if by == Barrier::Kernel && errno == Errno::EACCES as i32 && self.is_stale(&opening) {
-                    return self.open_again(opening);
+                    self.open_again(opening);
+                    return Ok(());
                 }
                 let why = match by {
                     Barrier::Opener => "no rule allows what the path leads to",
                     _ => "the kernel refused",
                 };
-                let (errno, rule) = (Errno::from_raw(errno), Some(opening.rule));
-                self.refuse_open_at(&opening.path, opening.mode, errno, by, why, rule, resolved.as_ref());
+                let refusal = Refusal { errno: Errno::from_raw(errno), by, why, rule: Some(opening.rule), resolved };
+                self.refuse_open(&opening.path, opening.mode, refusal);
             }
         }
         Ok(())
@@ -147,28 +156,8 @@ impl Broker {
         self.answer(&Answer::Opened { handle: opening.handle }, Some(&file));
     }
 
-    pub(super) fn refuse_open(
-        &mut self,
-        path: &WirePath,
-        mode: Mode,
-        errno: Errno,
-        by: Barrier,
-        why: &str,
-        rule: Option<usize>,
-    ) {
-        self.refuse_open_at(path, mode, errno, by, why, rule, None);
-    }
-
-    fn refuse_open_at(
-        &mut self,
-        path: &WirePath,
-        mode: Mode,
-        errno: Errno,
-        by: Barrier,
-        why: &str,
-        rule: Option<usize>,
-        resolved: Option<&WirePath>,
-    ) {
+    pub(super) fn refuse_open(&mut self, path: &WirePath, mode: Mode, refusal: Refusal) {
+        let Refusal { errno, by, why, rule, resolved } = refusal;
         self.note(&Record::OpenRefused {
             requested: text(path.as_slice()),
             mode,

@@ -19,7 +19,7 @@ use rules::FileRule;
 /// A checked policy. Everything in it is in range and canonical.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// SHA-256 over the name-sorted source files as read.
+    /// SHA-256 over the source files as read, in the order in which they merge.
     pub digest: [u8; 32],
     /// Commands that the host may use.
     pub commands: CommandSet,
