@@ -59,7 +59,7 @@ fn a_record_is_in_the_file_when_it_returns() {
         let receipt = log.record(record).expect("written");
         assert_eq!(receipt, Receipt::Written(index as u64 + 2));
         let text = fs::read(&place.path).expect("readable");
-        assert_eq!(text.iter().filter(|&&byte| byte == b'\n').count(), index + 2);
+        assert_eq!(text.split_inclusive(|&byte| byte == b'\n').count(), index + 2);
         assert_eq!(text.last(), Some(&b'\n'));
     }
     let verified = whole(&[&place.path]);
@@ -194,7 +194,7 @@ fn a_full_ring_counts_what_it_loses_and_keeps_a_place_for_the_thaw() {
     for _ in 0..2 * RING_RECORDS {
         refused += u64::from(matches!(log.record(&stopped("flood")), Err(LogError::Full)));
     }
-    assert!(refused as usize > RING_RECORDS);
+    assert!(refused > RING_RECORDS as u64);
     assert_eq!(log.note(&thawed()).expect("has a place"), Receipt::Waiting);
     log.release().expect("written");
     let last = records(&place.path).pop().expect("one");

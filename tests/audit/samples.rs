@@ -41,7 +41,7 @@ pub(crate) fn all(text: &[u8]) -> Vec<Record> {
     let path = &text[..text.len().min(MAX_PATH)];
     let own = || Text::new(text);
     let mounts = || Mounts::from_iter([own(), Text::from("/"), Text::from("/srv")]);
-    let too_many = || Mounts::from_iter((0..5000).map(|_| own()));
+    let too_many = || (0..5000).map(|_| own()).collect::<Mounts>();
     let peer = Some(Peer { pid: 4242, uid: 1000, gid: 1000 });
     let (freeze, list) = (Command::FsfreezeFreeze, Command::FsfreezeFreezeList);
     let mut records = vec![

@@ -40,7 +40,7 @@ fn rotated() -> Rotated {
 impl Rotated {
     fn verdict(&self, lines: &[Vec<String>; 2]) -> Result<(), (usize, u64, Kind)> {
         for (file, lines) in self.files.iter().zip(lines) {
-            fs::write(file, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).expect("written");
+            fs::write(file, [lines.join("\n"), "\n".to_owned()].concat()).expect("written");
         }
         match verify(&self.files) {
             Ok(_) => Ok(()),
@@ -53,12 +53,14 @@ impl Rotated {
     }
 }
 
+/// Something done to the lines of both files.
+type Act = fn(&mut [Vec<String>; 2]);
+
 #[test]
 fn every_act_is_found_where_it_was_done() {
     let log = rotated();
     assert_eq!(log.verdict(&log.lines), Ok(()));
     // Number of record n: file 0 holds 1 to 6, file 1 holds 7 to 12.
-    type Act = fn(&mut [Vec<String>; 2]);
     let acts: [(&str, Act, (usize, u64, Kind)); 18] = [
         ("edit", |l| l[0][2] = l[0][2].replace("record 2", "record 9"), (0, 3, Kind::Edited)),
         ("edit the first", |l| l[0][0] = l[0][0].replace("0.1.0", "0.1.1"), (0, 1, Kind::Edited)),
@@ -139,16 +141,17 @@ fn noise_makes_neither_verify_nor_show_panic() {
     let real: Vec<u8> = log.files.iter().flat_map(|file| fs::read(file).expect("readable")).collect();
     let path = log.files[0].with_extension("noise");
     let mut random = 7_u64;
+    let byte = |number: usize| u8::try_from(number).expect("below 256");
     let mut next = move |below: usize| {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(random >> 33).expect("31 bits") % below
     };
     for round in 0..2000 {
-        let mut bytes = if round % 4 == 0 { (0..400).map(|_| next(256) as u8).collect() } else { real.clone() };
+        let mut bytes = if round % 4 == 0 { (0..400).map(|_| byte(next(256))).collect() } else { real.clone() };
         for _ in 0..next(8) {
             let (at, length) = (next(bytes.len()), next(200));
             match next(4) {
-                0 => bytes[at] = next(256) as u8,
+                0 => bytes[at] = byte(next(256)),
                 1 => _ = bytes.drain(at..(at + length).min(bytes.len())),
                 2 => bytes.truncate(at + 1),
                 _ => {

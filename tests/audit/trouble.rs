@@ -88,8 +88,9 @@ fn root_a_full_disk_refuses_opens_and_the_log_recovers() {
     let verified = whole(&[&path]);
     assert_eq!((verified.torn, verified.lost), (1, 2));
     let text = fs::read_to_string(&path).expect("readable");
-    let tail: Vec<_> = text.lines().rev().take(3).map(|line| line.to_owned()).collect();
-    let action = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("JSON")["event"]["action"].clone();
+    let tail: Vec<_> = text.lines().rev().take(3).collect();
+    let action =
+        |line: &&str| serde_json::from_str::<serde_json::Value>(line).expect("JSON")["event"]["action"].clone();
     assert_eq!(action(&tail[2]), "guest-fsfreeze-thaw");
     assert_eq!(action(&tail[1]), "records-lost");
     assert_eq!(action(&tail[0]), "guest-file-open");
