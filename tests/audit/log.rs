@@ -248,7 +248,7 @@ fn a_file_that_others_lead_or_write_is_refused() {
     }
     fs::set_permissions(directory, Permissions::from_mode(0o700)).expect("mode");
 
-    nix::unistd::mkfifo(&directory.join("fifo"), nix::sys::stat::Mode::S_IRUSR).expect("made");
+    nix::unistd::mkfifo(&directory.join("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("made");
     fs::create_dir(directory.join("directory")).expect("made");
     assert!(refused(&directory.join("fifo")).contains("not a regular file"));
     assert!(refused(&directory.join("directory")).contains("not a regular file"));
