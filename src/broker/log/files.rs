@@ -1,12 +1,7 @@
 //! Opening the log: its directory, the file relative to it, its last lines.
 //!
-//! Every open under the broker's filter is one of these three:
-//!
-//! | what | flags |
-//! |---|---|
-//! | directory, by absolute path | `O_RDONLY\|O_DIRECTORY\|O_CLOEXEC` |
-//! | log, relative to it | `O_WRONLY\|O_APPEND\|O_CREAT\|O_CLOEXEC\|O_NOFOLLOW\|O_NONBLOCK`, 0600 |
-//! | log or its forerunner, to read its end | `O_RDONLY\|O_CLOEXEC\|O_NOFOLLOW\|O_NONBLOCK` |
+//! Under the broker's filter every open here is one of [`OPEN_DIRECTORY`],
+//! [`OPEN_LOG`] and [`OPEN_OWN`], every look an `fstat`.
 //!
 //! Trust: names come from the policy, objects are checked once they are open.
 
@@ -21,18 +16,10 @@ use nix::fcntl::{AT_FDCWD, OFlag, open, openat};
 use nix::sys::stat::{Mode, SFlag, mkdirat};
 use nix::unistd::{Gid, Uid, fchown};
 use postern_core::audit::{Chain, MAX_LINE, Torn};
+use postern_core::confine::filters::{OPEN_DIRECTORY, OPEN_LOG, OPEN_OWN};
 use postern_core::sys::descriptors;
 
 use super::LogError;
-
-const APPEND: OFlag = OFlag::O_WRONLY
-    .union(OFlag::O_APPEND)
-    .union(OFlag::O_CREAT)
-    .union(OFlag::O_CLOEXEC)
-    .union(OFlag::O_NOFOLLOW)
-    .union(OFlag::O_NONBLOCK);
-const READ: OFlag = OFlag::O_RDONLY.union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW).union(OFlag::O_NONBLOCK);
-const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
 /// Bits that let others write.
 const OTHERS_WRITE: u32 = 0o022;
@@ -79,7 +66,7 @@ pub(super) struct Place {
 impl Place {
     pub(super) fn open(path: &Path, uid: u32) -> Result<Self, LogError> {
         let (parent, name) = split(path)?;
-        let directory = open(parent, DIRECTORY, Mode::empty()).map_err(|errno| match errno {
+        let directory = open(parent, OPEN_DIRECTORY, Mode::empty()).map_err(|errno| match errno {
             Errno::ENOENT => LogError::NoDirectory { path: parent.to_owned(), uid },
             _ => LogError::Io { what: "open audit directory", path: parent.to_owned(), errno },
         })?;
@@ -89,7 +76,7 @@ impl Place {
 
     /// The log, made if it is missing.
     pub(super) fn append(&self) -> Result<(File, Facts), LogError> {
-        let file = openat(&self.directory, self.name.as_os_str(), APPEND, Mode::from_bits_truncate(0o600))
+        let file = openat(&self.directory, self.name.as_os_str(), OPEN_LOG, Mode::from_bits_truncate(0o600))
             .map_err(|errno| not_opened(&self.path, "open audit log", errno))?;
         let file = File::from(file);
         let facts = self.facts(&file)?;
@@ -138,7 +125,7 @@ impl Place {
 
     fn read(&self, name: &OsStr) -> Result<Option<File>, LogError> {
         let path = self.path.with_file_name(name);
-        match openat(&self.directory, name, READ, Mode::empty()) {
+        match openat(&self.directory, name, OPEN_OWN, Mode::empty()) {
             Ok(file) => {
                 let file = File::from(file);
                 self.check(&file, &path)?;
@@ -227,14 +214,14 @@ fn check_directory(directory: impl AsFd, path: &Path, uid: u32) -> Result<(), Lo
 pub fn prepare_directory(log: &Path, uid: u32, gid: u32) -> Result<(), LogError> {
     let (path, _) = split(log)?;
     let (parent, name) = split(path)?;
-    let above = openat(AT_FDCWD, parent, DIRECTORY, Mode::empty()).map_err(io("open", parent))?;
+    let above = openat(AT_FDCWD, parent, OPEN_DIRECTORY, Mode::empty()).map_err(io("open", parent))?;
     let made = match mkdirat(&above, name, Mode::S_IRWXU) {
         Ok(()) => true,
         Err(Errno::EEXIST) => false,
         Err(errno) => return Err(io("make audit directory", path)(errno)),
     };
     let directory =
-        openat(&above, name, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty()).map_err(|errno| match errno {
+        openat(&above, name, OPEN_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty()).map_err(|errno| match errno {
             // O_DIRECTORY speaks first where both refuse.
             Errno::ENOTDIR | Errno::ELOOP => {
                 LogError::Unsafe { path: path.to_owned(), what: "is a symbolic link or no directory".to_owned() }

@@ -249,7 +249,7 @@ fn log_opened(out: &mut Fields, run: &Run, why: Opening) {
     out.push(("postern.policy_digest", Value::Str(hex(&run.policy_digest).into())));
     out.push(("postern.privileged", Value::Bool(run.privileged)));
     out.push(("postern.landlock_abi", Value::Number(run.landlock_abi.into())));
-    text(out, "postern.boot_id", "postern.boot_id_bytes", &Text::from(run.boot_id.as_str()));
+    out.push(("postern.boot_id", Value::Str(run.boot_id.clone().into())));
 }
 
 fn put_lost(out: &mut Fields, lost: Lost) {

@@ -25,8 +25,8 @@ pub enum Command {
     #[command(after_help = "Exit status: 0 whole, 1 broken, 2 a file could not be read or the usage was wrong.\n\n\
         The end of a log can be cut off without a trace in the file itself: compare the head that\n\
         is printed with the one that left the machine.\n\n\
-        Examples:\n  postern audit verify /var/log/postern/audit.log\n  \
-        zcat audit.log.2.gz | postern audit verify - audit.log.1 audit.log")]
+        Examples:\n  postern audit verify /var/log/postern/audit.jsonl\n  \
+        zcat audit.jsonl.2.gz | postern audit verify - audit.jsonl.1 audit.jsonl")]
     Verify {
         /// Log files, oldest first; - is standard input
         #[arg(required = true, value_name = "FILE")]
@@ -34,9 +34,9 @@ pub enum Command {
     },
     /// Show records as a table
     #[command(after_help = "Examples:\n  \
-        postern audit show --outcome failure /var/log/postern/audit.log\n  \
-        postern audit show --path /etc --since 2025-11-22 audit.log.1 audit.log\n  \
-        postern audit show --command guest-file-open --json audit.log | jq .file")]
+        postern audit show --outcome failure /var/log/postern/audit.jsonl\n  \
+        postern audit show --path /etc --since 2025-11-22 audit.jsonl.1 audit.jsonl\n  \
+        postern audit show --command guest-file-open --json audit.jsonl | jq .file")]
     Show {
         /// Log files, oldest first; - is standard input
         #[arg(required = true, value_name = "FILE")]

@@ -62,7 +62,7 @@ impl fmt::Display for Broken {
             Kind::Removed { from, to } => write!(f, "removed: records {from} to {to} are missing before this line"),
             Kind::Swapped => f.write_str("swapped: this record was written in another place; are files oldest first?"),
             Kind::Cut => f.write_str("cut: this line is only part of a record, and no later record explains it"),
-            Kind::Restarted => f.write_str("restarted: this record begins another chain, without the one before"),
+            Kind::Restarted => f.write_str("restarted: this record begins another chain; are files oldest first?"),
             Kind::Empty => f.write_str("empty: there is no record"),
         }
     }

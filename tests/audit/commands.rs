@@ -1,0 +1,141 @@
+//! Which records each command yields, as a table: the catalogue's audit classes
+//! spelled out. The live test sends the requests and compares.
+
+use postern_core::audit::{Body, Chain, Record, Timestamp};
+use postern_core::catalogue::{Audit, CATALOGUE, Command};
+use serde_json::Value;
+
+use crate::samples;
+
+/// `event.action`, `postern.stage`, `event.outcome`.
+pub(crate) type Shape = (&'static str, &'static str, &'static str);
+
+/// What a request meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Meets {
+    /// The policy allows it.
+    Allowed,
+    /// The policy does not allow the command.
+    Denied,
+    /// Filesystems are frozen.
+    Frozen,
+}
+
+/// One request and the records that it yields, `counted` left out.
+#[derive(Debug)]
+pub(crate) struct Case {
+    pub(crate) command: &'static str,
+    /// Arguments as JSON; `{handle}` is one that an allowed open gave,
+    /// `{allowed}` and `{outside}` are paths, `{missing}` one that is not there,
+    /// `{other-mode}` is a shutdown that the policy does not list.
+    pub(crate) arguments: &'static str,
+    pub(crate) meets: Meets,
+    pub(crate) yields: &'static [Shape],
+}
+
+const fn case(command: &'static str, arguments: &'static str, meets: Meets, yields: &'static [Shape]) -> Case {
+    Case { command, arguments, meets, yields }
+}
+
+const OPEN: &str = "guest-file-open";
+const ASKED: Shape = (OPEN, "asked", "unknown");
+const GRANTED: Shape = (OPEN, "granted", "success");
+const REFUSED: Shape = (OPEN, "refused", "failure");
+
+/// Requests that say nothing, or that say it elsewhere.
+const NOTHING: &[Shape] = &[];
+
+#[rustfmt::skip]
+pub(crate) static CASES: [Case; 33] = [
+    case("guest-sync-delimited", r#"{"id": 1}"#, Meets::Allowed, NOTHING),
+    case("guest-sync", r#"{"id": 1}"#, Meets::Allowed, NOTHING),
+    case("guest-ping", "{}", Meets::Allowed, NOTHING),
+    case("guest-info", "{}", Meets::Allowed, NOTHING),
+    case("guest-fsfreeze-status", "{}", Meets::Allowed, NOTHING),
+    case("guest-fsfreeze-status", "{}", Meets::Frozen, NOTHING),
+    case("guest-ping", "{}", Meets::Denied, &[("guest-ping", "refused", "failure")]),
+    // A mode that does not create: the grant is the first record.
+    case(OPEN, r#"{"path": "{allowed}"}"#, Meets::Allowed, &[GRANTED]),
+    case(OPEN, r#"{"path": "{allowed}", "mode": "w"}"#, Meets::Allowed, &[ASKED, GRANTED]),
+    case(OPEN, r#"{"path": "{allowed}", "mode": "a+"}"#, Meets::Allowed, &[ASKED, GRANTED]),
+    case(OPEN, r#"{"path": "{outside}"}"#, Meets::Allowed, &[REFUSED]),
+    case(OPEN, r#"{"path": "{outside}", "mode": "w"}"#, Meets::Allowed, &[REFUSED]),
+    case(OPEN, r#"{"path": "{missing}"}"#, Meets::Allowed, &[REFUSED]),
+    case(OPEN, r#"{"path": "relative"}"#, Meets::Allowed, &[REFUSED]),
+    case(OPEN, r#"{"path": "{allowed}"}"#, Meets::Denied, &[REFUSED]),
+    case(OPEN, r#"{"path": "{allowed}"}"#, Meets::Frozen, &[REFUSED]),
+    case("guest-file-read", r#"{"handle": {handle}}"#, Meets::Allowed, NOTHING),
+    case("guest-file-write", r#"{"handle": {handle}, "buf-b64": "cG9zdGVybi1zZWNyZXQ="}"#, Meets::Allowed, NOTHING),
+    case("guest-file-seek", r#"{"handle": {handle}, "offset": 0, "whence": 0}"#, Meets::Allowed, NOTHING),
+    case("guest-file-flush", r#"{"handle": {handle}}"#, Meets::Allowed, NOTHING),
+    case("guest-file-read", r#"{"handle": {handle}}"#, Meets::Frozen, &[("guest-file-read", "refused", "failure")]),
+    case("guest-file-write", r#"{"handle": 1, "buf-b64": ""}"#, Meets::Denied, &[("guest-file-write", "refused", "failure")]),
+    case("guest-file-close", r#"{"handle": {handle}}"#, Meets::Allowed, &[("guest-file-close", "done", "success")]),
+    case("guest-fsfreeze-freeze", "{}", Meets::Denied, &[("guest-fsfreeze-freeze", "refused", "failure")]),
+    case("guest-fsfreeze-freeze", "{}", Meets::Frozen, &[("guest-fsfreeze-freeze", "refused", "failure")]),
+    case("guest-fsfreeze-freeze", "{}", Meets::Allowed,
+        &[("guest-fsfreeze-freeze", "asked", "unknown"), ("guest-fsfreeze-freeze", "done", "success")]),
+    case("guest-fsfreeze-freeze-list", r#"{"mountpoints": ["{mountpoint}"]}"#, Meets::Allowed,
+        &[("guest-fsfreeze-freeze-list", "asked", "unknown"), ("guest-fsfreeze-freeze-list", "done", "success")]),
+    case("guest-fsfreeze-thaw", "{}", Meets::Frozen, &[("guest-fsfreeze-thaw", "done", "success")]),
+    case("guest-fsfreeze-thaw", "{}", Meets::Denied, &[("guest-fsfreeze-thaw", "refused", "failure")]),
+    case("guest-shutdown", r#"{"mode": "reboot"}"#, Meets::Allowed, &[("guest-shutdown", "asked", "unknown")]),
+    case("guest-shutdown", r#"{"mode": "{other-mode}"}"#, Meets::Allowed, &[("guest-shutdown", "refused", "failure")]),
+    case("guest-shutdown", "{}", Meets::Denied, &[("guest-shutdown", "refused", "failure")]),
+    case("guest-exec", r#"{"path": "/bin/sh"}"#, Meets::Denied, &[("guest-exec", "refused", "failure")]),
+];
+
+#[test]
+fn the_table_holds_every_command_and_agrees_with_its_audit_class() {
+    for entry in CATALOGUE.iter().filter(|entry| entry.command.is_some()) {
+        let allowed: Vec<_> =
+            CASES.iter().filter(|case| case.command == entry.name && case.meets != Meets::Denied).collect();
+        assert!(!allowed.is_empty(), "{} is not in the table", entry.name);
+        for case in allowed {
+            let refused_while_frozen = case.meets == Meets::Frozen && !entry.frozen_safe;
+            let silent = entry.audit != Audit::Recorded && !refused_while_frozen;
+            assert_eq!(case.yields.is_empty(), silent, "{case:?}");
+        }
+    }
+    for case in CASES.iter().filter(|case| case.meets == Meets::Denied) {
+        assert_eq!(case.yields, [(case.command, "refused", "failure")], "denied ones are recorded");
+    }
+    // An effect never stands before a record that announces it.
+    for case in CASES.iter().filter(|case| case.yields.iter().any(|(_, stage, _)| matches!(*stage, "done"))) {
+        let needs = CATALOGUE.iter().find(|entry| entry.name == case.command).expect("a command").needs;
+        let freezes = needs.acts.contains(&postern_core::catalogue::Act::Freeze);
+        assert_eq!(freezes, case.yields.iter().any(|(_, stage, _)| *stage == "asked"), "{case:?}");
+    }
+    for case in &CASES {
+        let filled = ["{handle}", "{allowed}", "{outside}", "{missing}", "{mountpoint}", "{other-mode}"]
+            .iter()
+            .fold(case.arguments.to_owned(), |text, name| text.replace(name, "1000"));
+        serde_json::from_str::<Value>(&filled).unwrap_or_else(|error| panic!("{error}: {case:?}"));
+    }
+}
+
+#[test]
+fn the_table_names_only_records_that_there_are() {
+    let mut records = samples::all(b"/srv/a");
+    records.extend(Command::all().map(|command| Record::CommandRefused {
+        command: command.name().into(),
+        because: postern_core::messages::Denial::Policy,
+    }));
+    let shapes: Vec<_> = records.iter().map(shape_of).collect();
+    for (action, stage, outcome) in CASES.iter().flat_map(|case| case.yields) {
+        let found = shapes.iter().any(|shape| *shape == [*action, *stage, *outcome].map(str::to_owned));
+        assert!(found, "{action} {stage} {outcome}");
+    }
+}
+
+fn shape_of(record: &Record) -> [String; 3] {
+    let line = Chain::START.seal(Timestamp::UNIX_EPOCH, &Body::of(record), None);
+    let value: Value = serde_json::from_str(&line).expect("JSON");
+    shape(&value)
+}
+
+/// The shape of a record as it stands in a log.
+pub(crate) fn shape(record: &Value) -> [String; 3] {
+    [&record["event"]["action"], &record["postern"]["stage"], &record["event"]["outcome"]]
+        .map(|value| value.as_str().unwrap_or_default().to_owned())
+}
