@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::PollFlags;
 use postern_core::ipc::{Frame, Pipe};
 use postern_core::messages::{Answer, Ask, Identity, OpenerOrder, OpenerReport, Role, SpawnerOrder, SpawnerReport};
 use postern_core::sys::process::{self, Birth};
@@ -32,6 +33,39 @@ pub(crate) struct Child<Out, In> {
     pub(crate) pid: i32,
     /// Whether it has said that it is confined.
     pub(crate) ready: bool,
+    /// What it has to be told still, as its side of the pipe has room.
+    untold: VecDeque<Out>,
+}
+
+impl<Out: Frame, In: Frame> Child<Out, In> {
+    /// Tells it all of this, now or as it reads.
+    ///
+    /// # Errors
+    /// As sendmsg(2), but for a full pipe.
+    pub(crate) fn tell(&mut self, messages: impl IntoIterator<Item = Out>) -> Result<(), Errno> {
+        self.untold.extend(messages);
+        self.tell_on()
+    }
+
+    /// Goes on telling.
+    ///
+    /// # Errors
+    /// As [`Child::tell`].
+    pub(crate) fn tell_on(&mut self) -> Result<(), Errno> {
+        while let Some(message) = self.untold.front() {
+            match self.pipe.send(message, None) {
+                Ok(()) => drop(self.untold.pop_front()),
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
+    /// What to poll its pipe for.
+    pub(crate) fn awaited(&self) -> PollFlags {
+        if self.untold.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLIN | PollFlags::POLLOUT }
+    }
 }
 
 /// A worker as the broker has it.
@@ -82,7 +116,7 @@ impl Family {
         if self.births.len() > BURST {
             self.births.pop_front();
         }
-        Ok(Child { id, pipe, pid: 0, ready: false })
+        Ok(Child { id, pipe, pid: 0, ready: false, untold: VecDeque::new() })
     }
 
     /// When the next child may be started, so that one that always dies does

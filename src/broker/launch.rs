@@ -11,7 +11,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -188,7 +188,13 @@ fn accounts(policy: &Policy) -> Result<(Account, Account), Fatal> {
     let worker = policy.identities.worker.clone().ok_or_else(|| missing("worker"))?;
     let broker = policy.identities.broker.clone().ok_or_else(|| missing("broker"))?;
     for account in [&worker, &broker] {
-        if let Some(pid) = process_of(account.uid)? {
+        // One that was killed a moment ago may still be on its way out.
+        let since = Instant::now();
+        while let Some(pid) = process_of(account.uid)? {
+            if since.elapsed() < DYING {
+                std::thread::sleep(Duration::from_millis(20));
+                continue;
+            }
             return Err(Fatal::Account(format!(
                 "account {} (uid {}) is in use by process {pid}; postern needs accounts of its own, for processes of \
                  one account can disturb each other",
@@ -199,7 +205,12 @@ fn accounts(policy: &Policy) -> Result<(Account, Account), Fatal> {
     Ok((worker, broker))
 }
 
-/// A process that runs as `uid`, if there is one.
+/// How long an earlier postern that was killed may take to be gone.
+const DYING: Duration = Duration::from_secs(3);
+
+/// A process that runs as `uid`, if there is one. What is dead already does not
+/// count: a killed broker may stay so for as long as a freeze is stuck in the
+/// kernel, and only its successor can thaw.
 fn process_of(uid: u32) -> Result<Option<u32>, Fatal> {
     for entry in fs::read_dir("/proc").map_err(call("listing /proc"))? {
         let Ok(entry) = entry else { continue };
@@ -207,6 +218,9 @@ fn process_of(uid: u32) -> Result<Option<u32>, Fatal> {
         // The directory of a process that is not dumpable is root's; its status
         // tells the truth. A process that ended meanwhile has none.
         let Ok(status) = fs::read_to_string(entry.path().join("status")) else { continue };
+        if status.lines().any(|line| line.starts_with("State:\tZ") || line.starts_with("State:\tX")) {
+            continue;
+        }
         let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
         if uids.split_ascii_whitespace().any(|field| field.parse() == Ok(uid)) {
             return Ok(Some(pid));

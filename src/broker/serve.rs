@@ -82,6 +82,8 @@ struct Gone {
     id: u32,
     role: Role,
     pid: i32,
+    /// Whether it ever was confined.
+    ready: bool,
     /// Its last words, or why it was let go of.
     why: Option<audit::Text>,
 }
@@ -93,6 +95,8 @@ pub(crate) struct Broker {
     opener: Option<Opener>,
     worker: Option<Worker>,
     gone: Vec<Gone>,
+    /// How many children in a row died before they were confined.
+    stillborn: u32,
     /// What is known of why the next child is let go of.
     last_words: Option<audit::Text>,
     /// The worker's open files: their resolved paths.
@@ -149,6 +153,7 @@ impl Broker {
             opener: None,
             worker: None,
             gone: Vec::new(),
+            stillborn: 0,
             last_words: None,
             files: BTreeMap::new(),
             opening: None,
@@ -209,17 +214,21 @@ impl Broker {
 
     /// Waits for something to hear, or for the next time limit.
     fn wait(&self) -> Result<Awake, Fatal> {
-        let watch = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let read = PollFlags::POLLIN;
+        let opener = self.opener.as_ref().map(|opener| (opener.pipe.as_fd(), opener.awaited()));
+        let worker = self.worker.as_ref().map(|worker| (worker.pipe.as_fd(), worker.awaited()));
+        // A host is met by a worker, not by the broker.
+        let met = self.worker.as_ref().is_some_and(|worker| worker.ready);
         let sources = [
-            Some(self.parts.signals.as_fd()),
-            Some(self.parts.family.spawner.as_fd()),
-            self.parts.engine.as_ref().map(Engine::event_fd),
-            self.opener.as_ref().map(|opener| opener.pipe.as_fd()),
-            self.worker.as_ref().map(|worker| worker.pipe.as_fd()),
-            // A host is met by a worker, not by the broker.
-            self.parts.host.awaited().filter(|_| self.worker.as_ref().is_some_and(|worker| worker.ready)),
+            Some((self.parts.signals.as_fd(), read)),
+            Some((self.parts.family.spawner.as_fd(), read)),
+            self.parts.engine.as_ref().map(|engine| (engine.event_fd(), read)),
+            opener,
+            worker,
+            self.parts.host.awaited().filter(|_| met).map(|host| (host, read)),
         ];
-        let mut watched: Vec<PollFd<'_>> = sources.iter().flatten().map(|&fd| watch(fd)).collect();
+        let mut watched: Vec<PollFd<'_>> =
+            sources.iter().flatten().map(|&(fd, flags)| PollFd::new(fd, flags)).collect();
         let timeout = self.next_deadline().map_or(PollTimeout::NONE, |at| {
             // Rounded up, so that the time has come when the wait is over.
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);

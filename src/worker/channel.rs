@@ -82,22 +82,24 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    /// Takes a channel from the broker and watches it.
+    /// Takes a channel from the broker and watches it for changes.
     ///
-    /// A port without a host polls as hung up for as long as there is none, so
-    /// it is watched for changes only: no wake-up until a host comes.
+    /// Changes only: a port without a host polls as hung up for as long as
+    /// there is none, and a host that talks on while a thaw is awaited is not
+    /// heard; neither may wake this process again and again.
     pub(crate) fn new(descriptor: OwnedFd, kind: ChannelKind, waiter: &Waiter) -> Result<Self, Errno> {
-        let flags = match kind {
-            ChannelKind::Stream => EpollFlags::EPOLLIN,
-            ChannelKind::Port => EpollFlags::EPOLLIN | EpollFlags::EPOLLET,
-        };
-        waiter.0.add(&descriptor, EpollEvent::new(flags, CHANNEL))?;
+        waiter.0.add(&descriptor, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, CHANNEL))?;
         Ok(Self { descriptor, kind })
     }
 
-    /// Whether changes are told of once, so that reading must go on until
-    /// there is nothing.
-    pub(crate) fn must_drain(&self) -> bool {
+    /// Whether a channel that has no more says so by a read that is not filled.
+    /// A port gives what one buffer of the host held, and may have more.
+    pub(crate) fn drained_by(&self, read: usize, room: usize) -> bool {
+        self.kind == ChannelKind::Stream && read < room
+    }
+
+    /// Whether its host may leave and come back.
+    pub(crate) fn stays(&self) -> bool {
         self.kind == ChannelKind::Port
     }
 

@@ -106,8 +106,7 @@ impl Worker {
                 self.decoder.reset();
                 self.session.new_host();
                 self.channel = Some(Channel::new(descriptor, kind, &self.waiter).map_err(|_| End::Broken)?);
-                // A port is watched for changes only, and there may be bytes
-                // already.
+                // Only changes wake this process, and there may be bytes already.
                 self.hear_host()
             }
             Note::End => {
@@ -118,21 +117,25 @@ impl Worker {
                 let outcome = self.session.note(other, self.channel.as_ref());
                 self.settle(outcome)?;
                 // A request that waited for the end of a thaw may have more
-                // behind it.
-                self.answer_all()
+                // behind it, here and in the channel.
+                self.answer_all()?;
+                self.hear_host()
             }
         }
     }
 
+    /// Reads until there is nothing, for no second wake-up tells of what was
+    /// left; or until a request has to wait.
     fn hear_host(&mut self) -> Result<(), End> {
-        loop {
-            let Some(channel) = &self.channel else { return Ok(()) };
-            let drain = channel.must_drain();
-            match channel.read(self.decoder.space()) {
+        while let Some(channel) = self.channel.as_ref().filter(|_| !self.session.is_waiting()) {
+            let room = self.decoder.space();
+            let size = room.len();
+            match channel.read(room) {
                 Got::Bytes(count) => {
+                    let drained = channel.drained_by(count, size);
                     self.decoder.advance(count);
                     self.answer_all()?;
-                    if !drain {
+                    if drained {
                         return Ok(());
                     }
                 }
@@ -140,6 +143,7 @@ impl Worker {
                 Got::End => return self.settle(Err(Stop::Host(HostGone))),
             }
         }
+        Ok(())
     }
 
     /// Answers every whole message that is there.
@@ -160,7 +164,7 @@ impl Worker {
             Err(Stop::Host(HostGone)) => {
                 self.decoder.reset();
                 // A port stays, and its host may come back; a socket does not.
-                if self.channel.as_ref().is_some_and(|channel| !channel.must_drain()) {
+                if self.channel.as_ref().is_some_and(|channel| !channel.stays()) {
                     self.channel = None;
                     self.session.new_host();
                     self.session.count_up()?;

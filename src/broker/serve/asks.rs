@@ -23,6 +23,10 @@ impl Broker {
     /// is decided.
     pub(super) fn hear_worker(&mut self) -> Result<(), Fatal> {
         let Some(worker) = &mut self.worker else { return Ok(()) };
+        if worker.tell_on().is_err() {
+            self.lose_worker();
+            return Ok(());
+        }
         let received = match worker.pipe.try_receive() {
             Ok(received) => received,
             Err(ReceiveError::Empty) => return Ok(()),
@@ -79,6 +83,7 @@ impl Broker {
             Ask::Panicked { message } => {
                 self.say(Level::Error, &format!("worker: {}", message.to_text()));
                 self.last_words = Some(text(message.as_slice()));
+                self.lose_worker();
             }
             Ask::Closed { handle, used } => self.closed(handle, &used),
             Ask::HostGone {} => {

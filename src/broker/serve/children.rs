@@ -3,6 +3,7 @@
 //! Trust: the spawner is believed. A child is what it says only once it has
 //! said that it is confined.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -16,6 +17,9 @@ use crate::family::{Child, Opener, Worker};
 use crate::launch::Fatal;
 use crate::say::Level;
 
+/// So many children in a row that die before they are confined end postern.
+const STILLBORN: u32 = 3;
+
 impl Broker {
     /// Sees to it that there are an opener and a worker.
     pub(super) fn keep_family(&mut self) -> Result<(), Fatal> {
@@ -24,19 +28,17 @@ impl Broker {
         }
         let failed = |errno: Errno| Fatal::Call("asking for a child", errno.into());
         if self.opener.is_none() && !self.parts.policy.files.is_empty() {
-            let opener: Opener = self.parts.family.start(Role::Opener).map_err(failed)?;
+            let mut opener: Opener = self.parts.family.start(Role::Opener).map_err(failed)?;
             let orders = self.parts.policy.opener_part().orders();
-            for order in orders.map_err(|path| Fatal::Unconfined { who: "opener", why: path.display().to_string() })? {
-                if opener.pipe.send(&order, None).is_err() {
-                    return Err(Fatal::Spawner("starts openers that do not listen"));
-                }
-            }
+            let long =
+                |path: PathBuf| Fatal::Unconfined { who: "opener", why: format!("{} is too long", path.display()) };
+            opener.tell(orders.map_err(long)?).map_err(failed)?;
             self.opener = Some(opener);
         }
         if self.worker.is_none() && self.parts.family.next_birth() <= Instant::now() {
-            let worker: Worker = self.parts.family.start(Role::Worker).map_err(failed)?;
+            let mut worker: Worker = self.parts.family.start(Role::Worker).map_err(failed)?;
             let setup = Answer::Setup { part: self.parts.policy.worker_part(), frozen: self.is_frozen() };
-            worker.pipe.send(&setup, None).map_err(failed)?;
+            worker.tell([setup]).map_err(failed)?;
             self.worker = Some(worker);
         }
         Ok(())
@@ -52,7 +54,7 @@ impl Broker {
                 }
                 Ok(SpawnerReport::Died { id, signal, status }) => {
                     let end = signal.map_or(End::Exited(status), End::Signalled);
-                    self.child_died(id, end);
+                    self.child_died(id, end)?;
                 }
                 Ok(SpawnerReport::Ready { .. } | SpawnerReport::Unconfined { .. })
                 | Err(ReceiveError::Malformed(_)) => {
@@ -64,19 +66,28 @@ impl Broker {
         }
     }
 
-    fn child_died(&mut self, id: u32, end: End) {
+    fn child_died(&mut self, id: u32, end: End) -> Result<(), Fatal> {
         if self.worker.as_ref().is_some_and(|worker| worker.id == id) {
             self.lose_worker();
         }
         if self.opener.as_ref().is_some_and(|opener| opener.id == id) {
             self.lose_opener();
         }
-        let Some(at) = self.gone.iter().position(|gone| gone.id == id) else { return };
+        let Some(at) = self.gone.iter().position(|gone| gone.id == id) else { return Ok(()) };
         let gone = self.gone.swap_remove(at);
         if self.stopping.is_none() {
             self.say(Level::Warning, &format!("{:?} {} ended ({end:?}); replaced", gone.role, gone.pid));
         }
         self.note(&Record::ProcessDied { role: gone.role.into(), child: id, end, reason: gone.why });
+        self.stillborn = if gone.ready { 0 } else { self.stillborn + 1 };
+        if self.stillborn >= STILLBORN && self.stopping.is_none() {
+            let who = match gone.role {
+                Role::Opener => "opener",
+                Role::Worker => "worker",
+            };
+            return Err(Fatal::Unconfined { who, why: format!("it ends before it is confined ({end:?})") });
+        }
+        Ok(())
     }
 
     /// Lets go of a worker and of all that it held.
@@ -107,7 +118,7 @@ impl Broker {
     pub(super) fn let_go<Out: Frame, In: Frame>(&mut self, role: Role, child: &Child<Out, In>) {
         self.parts.family.kill(child.id);
         let why = self.last_words.take();
-        self.gone.push(Gone { id: child.id, role, pid: child.pid, why });
+        self.gone.push(Gone { id: child.id, role, pid: child.pid, ready: child.ready, why });
     }
 
     /// A child's first word: that it is confined.

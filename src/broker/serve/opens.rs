@@ -60,6 +60,10 @@ impl Broker {
     /// the record as its word.
     pub(super) fn hear_opener(&mut self) -> Result<(), Fatal> {
         let Some(opener) = &mut self.opener else { return Ok(()) };
+        if opener.tell_on().is_err() {
+            self.lose_opener();
+            return Ok(());
+        }
         let received = match opener.pipe.try_receive() {
             Ok(received) => received,
             Err(ReceiveError::Empty) => return Ok(()),
@@ -89,6 +93,7 @@ impl Broker {
             OpenerReport::Panicked { message } => {
                 self.say(Level::Error, &format!("opener: {}", message.to_text()));
                 self.last_words = Some(text(message.as_slice()));
+                self.lose_opener();
             }
             OpenerReport::Opened { id, facts } => self.opened(id, &facts, received.descriptor),
             OpenerReport::NotOpened { id, errno, by, resolved } => {
