@@ -233,7 +233,7 @@ impl Session {
                 reply::delimited(&mut self.out, echo, &id);
                 self.send(channel)
             }
-            Request::Info => self.succeed(channel, &Info::of(self.part.commands), &id),
+            Request::Info => self.succeed(channel, &Info::of(self.offered()), &id),
             Request::FsfreezeStatus => {
                 let state = match self.broker.status()? {
                     FreezeState::Thawed => "thawed",

@@ -1,6 +1,6 @@
 //! Every error that the host can be told, with stock's class and text.
 //!
-//! Hosts match on these texts (KubeVirt on the strerror part, libvirt on the
+//! Hosts match on these texts (`KubeVirt` on the strerror part, libvirt on the
 //! class), so they are part of the wire, not prose: the table in the tests
 //! holds them.
 //!
@@ -148,12 +148,6 @@ pub enum QgaError {
     /// Seeking failed.
     #[error("failed to seek file: {}", strerror(*.0))]
     Seek(Errno),
-    /// Flushing failed.
-    #[error("failed to flush file: {}", strerror(*.0))]
-    Flush(Errno),
-    /// Closing failed: what was written before may be lost.
-    #[error("failed to close handle: {}", strerror(*.0))]
-    Close(Errno),
 
     /// A shutdown mode that does not exist. Stock's text has no closing bracket.
     #[error("mode is invalid (valid values are: halt|powerdown|reboot")]

@@ -205,14 +205,14 @@ impl Decoder {
             // A message may fill the limit but not pass it, wherever chunks end.
             let longest = self.start.saturating_add(self.limits.message as usize);
             let stop = self.end.min(longest);
-            let step = if self.scan < stop {
+            let found = if self.scan < stop {
                 self.step(stop)
             } else if self.scan == longest {
                 self.over(QgaError::TooLong)
             } else {
                 return None;
             };
-            match step {
+            match found {
                 Step::Go => {}
                 Step::Message => {
                     let message = self.start..self.scan;
@@ -419,6 +419,7 @@ const fn resets(byte: u8) -> bool {
 /// its quote, a backslash, a control character, 0xFE, 0xFF. In blocks without a
 /// branch, which the compiler turns into vector instructions; as fast as a
 /// search for two bytes, and it needs no second pass for the control characters.
+#[expect(clippy::needless_bitwise_bool, reason = "no branch inside a block")]
 fn plain_prefix(bytes: &[u8], quote: u8) -> usize {
     const BLOCK: usize = 64;
     let special = |byte: u8| (byte == quote) | (byte == b'\\') | (byte.wrapping_add(2) < 0x22);

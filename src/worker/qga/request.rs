@@ -209,10 +209,9 @@ impl<'a> Arguments<'a> {
 
 fn check(arg: &Arg, value: &Value<'_>) -> Result<(), QgaError> {
     let expected = match (arg.kind, value) {
-        (Kind::Int, Value::Int(_))
+        (Kind::Int | Kind::Whence, Value::Int(_))
         | (Kind::Str, Value::Str(_))
         | (Kind::Bool, Value::Bool(_))
-        | (Kind::Whence, Value::Int(_))
         | (Kind::Other, _) => return Ok(()),
         (Kind::StrList, Value::Array(values)) => {
             return match values.iter().position(|value| !matches!(value, Value::Str(_))) {
@@ -242,7 +241,7 @@ fn whence_named(name: &'static str, text: &str) -> Result<Whence, QgaError> {
     }
 }
 
-fn request<'a>(command: Command, mut args: Arguments<'a>) -> Result<Request<'a>, QgaError> {
+fn request(command: Command, mut args: Arguments<'_>) -> Result<Request<'_>, QgaError> {
     Ok(match command {
         Command::SyncDelimited => Request::SyncDelimited { id: args.int("id")? },
         Command::Sync => Request::Sync { id: args.int("id")? },

@@ -66,17 +66,17 @@ fn flooded(limits: &Limits, head: &[u8], unit: &[u8], bytes: usize) -> (String, 
     let mut decoder = Decoder::new(limits.clone());
     let (mut out, mut memory, mut sent) = (Vec::new(), 0, 0);
     let block = unit.repeat((50 << 10) / unit.len() + 1);
-    let mut send = |bytes: &[u8], out: &mut Vec<u8>| {
+    let mut give = |bytes: &[u8], out: &mut Vec<u8>| {
         feed(&mut decoder, bytes, &[], &mut |event| answer(event, out));
         memory = memory.max(decoder.memory());
         decoder.looked_at
     };
-    send(head, &mut out);
+    give(head, &mut out);
     while sent < bytes {
-        send(&block, &mut out);
+        give(&block, &mut out);
         sent += block.len();
     }
-    let looked_at = send([b"\n", PING.as_bytes()].concat().as_slice(), &mut out);
+    let looked_at = give([b"\n", PING.as_bytes()].concat().as_slice(), &mut out);
     assert!(looked_at < (sent + head.len()) * 2 + 1000, "{looked_at} bytes looked at for {sent}");
     (String::from_utf8(out).unwrap(), memory, sent)
 }

@@ -21,7 +21,10 @@ fn events(limits: &Limits, bytes: &[u8], pieces: &[usize]) -> Vec<Result<Vec<u8>
     found
 }
 
-fn feed(decoder: &mut Decoder, mut bytes: &[u8], pieces: &[usize], each: &mut dyn FnMut(Result<&[u8], QgaError>)) {
+/// Takes what the decoder finds.
+type Each<'a> = &'a mut dyn FnMut(Result<&[u8], QgaError>);
+
+fn feed(decoder: &mut Decoder, mut bytes: &[u8], pieces: &[usize], each: Each<'_>) {
     let mut pieces = pieces.iter().copied();
     let mut piece = usize::MAX;
     while !bytes.is_empty() {

@@ -212,15 +212,12 @@ fn base64_is_decoded_as_stock_decodes_it() {
     for (text, wanted) in rows {
         let mut out = b"before".to_vec();
         let result = decode(text, &mut out);
-        match wanted {
-            Some(bytes) => {
-                assert_eq!(result, Ok(()), "{text:?}");
-                assert_eq!(out.strip_prefix(b"before"), Some(bytes), "{text:?}");
-            }
-            None => {
-                assert_eq!(result, Err(QgaError::Base64), "{text:?}");
-                assert_eq!(out, b"before", "{text:?}");
-            }
+        if let Some(bytes) = wanted {
+            assert_eq!(result, Ok(()), "{text:?}");
+            assert_eq!(out.strip_prefix(b"before"), Some(bytes), "{text:?}");
+        } else {
+            assert_eq!(result, Err(QgaError::Base64), "{text:?}");
+            assert_eq!(out, b"before", "{text:?}");
         }
     }
 }

@@ -9,6 +9,7 @@ use super::super::{Decoder, Incoming, Request};
 use super::{everything, feed};
 
 #[test]
+#[expect(clippy::cast_precision_loss, reason = "figures for people")]
 #[ignore = "prints figures; run it in a release build"]
 fn framing_and_base64() {
     let content: Vec<u8> = (0..=255).cycle().take(1 << 20).collect();
@@ -17,8 +18,8 @@ fn framing_and_base64() {
     encoder.push(&content, &mut text);
     encoder.finish(&mut text);
     let text = String::from_utf8(text).unwrap();
-    let lines: String =
-        text.as_bytes().chunks(76).map(|line| format!("{}\\n", std::str::from_utf8(line).unwrap())).collect();
+    let lines: Vec<_> = text.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).unwrap()).collect();
+    let lines = lines.join("\\n");
     let request = |data: &str| {
         format!("{{\"execute\":\"guest-file-write\",\"arguments\":{{\"handle\":1000,\"buf-b64\":\"{data}\"}}}}\n")
     };
