@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use postern_broker::fsfreeze::{Engine, Event, FROZEN_FILE, Failure, Memory, MountTable, Why};
+use postern_broker::fsfreeze::{Engine, Event, FROZEN_FILE, Filesystem, Memory, MountTable, Why};
 use postern_core::confine::filters::BrokerNeeds;
 use postern_core::confine::{self, BrokerPlan};
 use postern_core::ipc::List;
@@ -25,8 +25,7 @@ use support::disk::{Disk, Mounted};
 use support::process::Peer;
 use support::{cell, runner};
 
-const PROGRAMS: &[&str] =
-    &["losetup", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "mksquashfs", "unshare"];
+const PROGRAMS: &[&str] = &["losetup", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "mksquashfs", "unshare"];
 
 fn main() -> ExitCode {
     runner::main(
@@ -83,7 +82,9 @@ fn engine(arguments: &[String]) {
         let answer = match words.next() {
             Some("freeze") => {
                 let only: Vec<PathBuf> = words.map(PathBuf::from).collect();
-                engine.freeze((!only.is_empty()).then_some(only)).map_or_else(|why| why.to_string(), |()| "begun".into())
+                engine
+                    .freeze((!only.is_empty()).then_some(only))
+                    .map_or_else(|why| why.to_string(), |()| "begun".into())
             }
             Some("thaw") => {
                 engine.thaw(Why::Host);
@@ -103,11 +104,7 @@ fn engine(arguments: &[String]) {
         };
         println!("{answer}");
     }
-    confine_free_exit();
-}
-
-/// Ends without destructors or exit handlers: the filter has no room for them.
-fn confine_free_exit() -> ! {
+    // Without destructors or exit handlers: the filter has no room for them.
     postern_core::sys::process::exit_now(0)
 }
 
@@ -124,19 +121,24 @@ impl From<confine::ConfineError> for Start {
     }
 }
 
+/// An event as one line: what happened to which mountpoints; then each note.
 fn shown(event: &Event) -> String {
-    let left = |left: &[Failure]| left.iter().map(|failure| format!("; {failure}")).collect::<String>();
+    let named = |word: &str, filesystems: &[Filesystem]| {
+        let names = filesystems.iter().map(|one| one.mountpoint.display().to_string());
+        std::iter::once(word.to_owned()).chain(names).collect::<Vec<_>>().join(" ")
+    };
+    let mut parts = match event {
+        Event::Frozen { filesystems, .. } => vec![named("frozen", filesystems)],
+        Event::FreezeFailed { failure, .. } => vec![failure.to_string()],
+        Event::Thawed { filesystems, .. } => vec![named("thawed", filesystems)],
+    };
     match event {
-        Event::Frozen { filesystems, notes } => {
-            let names: String = filesystems.iter().map(|one| format!(" {}", one.mountpoint.display())).collect();
-            format!("frozen{names}") + &notes.iter().map(|note| format!("; {note}")).collect::<String>()
-        }
-        Event::FreezeFailed { failure, left: rest } => format!("{failure}{}", left(rest)),
-        Event::Thawed { filesystems, left: rest, .. } => {
-            let names: String = filesystems.iter().map(|one| format!(" {}", one.mountpoint.display())).collect();
-            format!("thawed{names}{}", left(rest))
+        Event::Frozen { notes, .. } => parts.extend(notes.iter().map(ToString::to_string)),
+        Event::FreezeFailed { left, .. } | Event::Thawed { left, .. } => {
+            parts.extend(left.iter().map(ToString::to_string));
         }
     }
+    parts.join("; ")
 }
 
 /// Opens a file, says so, and at the next line writes to it and syncs.
@@ -350,7 +352,8 @@ fn what_was_mounted_later_is_frozen() {
 
 fn what_cannot_be_frozen_is_noted() {
     fs::create_dir("/content").expect("a directory");
-    let made = Command::new("/bin/mksquashfs").args(["/content", "/squash.img", "-quiet"]).output().expect("mksquashfs");
+    let made =
+        Command::new("/bin/mksquashfs").args(["/content", "/squash.img", "-quiet"]).output().expect("mksquashfs");
     assert!(made.status.success(), "{made:?}");
     let squash = Disk::attach("squashfs", Path::new("/squash.img"));
     let none: Option<&str> = None;

@@ -43,9 +43,8 @@ impl Peer {
     /// Waits for a line; without the newline.
     pub(crate) fn hear(&mut self) -> String {
         let mut line = String::new();
-        if self.output.read_line(&mut line).expect("it speaks") == 0 {
-            panic!("it ended without a word: {}", self.child.wait().expect("its end"));
-        }
+        let length = self.output.read_line(&mut line).expect("it speaks");
+        assert!(length > 0, "it ended without a word: {:?}", self.child.wait());
         line.trim_end().to_owned()
     }
 
@@ -62,7 +61,7 @@ impl Peer {
     }
 
     /// Waits until it sleeps in the kernel where no signal wakes it (state D of
-    /// proc_pid_stat(5)), by its main thread. Panics if it ends instead.
+    /// `proc_pid_stat(5)`), by its main thread. Panics if it ends instead.
     pub(crate) fn wait_until_blocked(&mut self) {
         loop {
             if let Some(status) = self.child.try_wait().expect("its status") {

@@ -41,7 +41,9 @@ pub(crate) fn main(tests: &[Test], roles: &[Role], programs: &[&str]) -> ExitCod
             ExitCode::SUCCESS
         }
         Some("--list") => {
-            tests.iter().for_each(|(name, _)| println!("{name}: test"));
+            for (name, _) in tests {
+                println!("{name}: test");
+            }
             ExitCode::SUCCESS
         }
         _ => run(tests, &arguments),
@@ -56,12 +58,16 @@ fn run(tests: &[Test], arguments: &[String]) -> ExitCode {
         .collect();
     println!("\nrunning {} tests", chosen.len());
     if !nix::unistd::geteuid().is_root() {
-        chosen.iter().for_each(|(name, _)| println!("test {name} ... NOT RUN: needs root"));
+        for (name, _) in chosen {
+            println!("test {name} ... NOT RUN: needs root");
+        }
         return if env::var_os("CI").is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
     let failed: Vec<&str> = chosen.iter().map(|(name, _)| *name).filter(|name| !passes(name)).collect();
     println!("\ntest result: {} passed; {} failed", chosen.len() - failed.len(), failed.len());
-    failed.iter().for_each(|name| println!("    failed: {name}"));
+    for name in &failed {
+        println!("    failed: {name}");
+    }
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
