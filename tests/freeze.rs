@@ -92,7 +92,11 @@ fn engine(arguments: &[String]) {
             }
             Some("status") => engine.status().on_wire().to_owned(),
             Some("state") => format!("{:?} {}", engine.status(), engine.holds_writes()),
-            Some("deadline") => format!("{:?}", engine.deadline(LIMIT).map(|at| at.as_secs())),
+            Some("deadline") => {
+                let running = engine.time_left(LIMIT).is_some_and(|left| left > Duration::ZERO && left <= LIMIT);
+                let over = engine.time_left(Duration::ZERO).is_some_and(|left| left.is_zero());
+                format!("{:?} {running} {over}", engine.deadline(LIMIT).map(|at| at.as_secs()))
+            }
             Some("event") => {
                 while events.is_empty() {
                     let _ = poll(&mut [PollFd::new(engine.event_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
@@ -408,6 +412,7 @@ fn a_killed_engine_is_followed_by_one_that_thaws() {
     let mut engine = start(&state);
     assert_eq!(freeze(&mut engine, "freeze"), "frozen /two /one");
     let deadline = engine.ask("deadline");
+    assert!(deadline.ends_with(" true true"), "{deadline}");
     engine.kill();
     assert!(one.is_frozen() && two.is_frozen());
     // In a namespace of its own the next one sees other mount ids.
@@ -422,7 +427,7 @@ fn a_killed_engine_is_followed_by_one_that_thaws() {
     assert_eq!(thaw(&mut engine), "thawed /one", "what was not frozen any more is not counted");
     assert!(!one.is_frozen());
     assert_eq!(engine.ask("state"), "Thawed false");
-    assert_eq!(engine.ask("deadline"), "None");
+    assert_eq!(engine.ask("deadline"), "None false false");
     assert!(!state.join(FROZEN_FILE).exists());
     assert!(engine.succeeds());
 }

@@ -6,8 +6,9 @@
 //! Without root the tests are named as not run; with `CI` set that is a failure.
 
 use std::env;
+use std::fs;
 use std::path::Path;
-use std::process::{Command, ExitCode, ExitStatus};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -87,7 +88,9 @@ fn passes(name: &str) -> bool {
             break Ok(status);
         }
         if started.elapsed() > HANG {
+            let disks = disks_below(child.id());
             let _ = child.kill();
+            rescue(&disks);
             let _ = child.wait();
             break Err("hangs");
         }
@@ -99,4 +102,36 @@ fn passes(name: &str) -> bool {
         Err(why) => println!("test {name} ... FAILED ({why})"),
     }
     matches!(status, Ok(status) if status.success())
+}
+
+/// The loop devices that a cell has mounted, in the order of its mount table.
+fn disks_below(process: u32) -> Vec<String> {
+    let read = |what: &str| fs::read_to_string(format!("/proc/{process}/{what}")).unwrap_or_default();
+    let mut disks: Vec<String> = read("mountinfo")
+        .lines()
+        .filter_map(|line| line.split(' ').find(|word| word.starts_with("/dev/loop")).map(str::to_owned))
+        .collect();
+    for child in read(&format!("task/{process}/children")).split_whitespace().filter_map(|id| id.parse().ok()) {
+        disks.extend(disks_below(child));
+    }
+    disks
+}
+
+/// Thaws and detaches what a hanging test left: a process that waits for a
+/// thaw cannot be killed, and a frozen filesystem keeps its loop device even
+/// when no mount is left. Mounting the device anew leads to the same filesystem.
+fn rescue(disks: &[String]) {
+    let mount = tempfile::tempdir().expect("a temporary directory");
+    let script = "timeout 5 mount \"$1\" \"$2\" && timeout 5 fsfreeze --unfreeze \"$2\"; true";
+    // What a lower filesystem's thaw sets free may need its own.
+    for disk in disks.iter().chain(disks) {
+        let _ = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh", disk])
+            .arg(mount.path())
+            .stderr(Stdio::null())
+            .status();
+    }
+    for disk in disks {
+        let _ = Command::new("losetup").args(["--detach", disk]).stderr(Stdio::null()).status();
+    }
 }

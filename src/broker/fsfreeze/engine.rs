@@ -200,6 +200,15 @@ impl Engine {
         self.status() != Status::Thawed
     }
 
+    /// How long until a freeze that is there has lasted for `limit`; zero when it
+    /// is over. `None`: nothing is frozen. When it is zero the loop calls
+    /// [`Engine::thaw`] once; if that ends in [`Status::Error`] it stays zero,
+    /// and the loop chooses when to try again.
+    #[must_use]
+    pub fn time_left(&self, limit: Duration) -> Option<Duration> {
+        self.deadline(limit).map(|deadline| deadline.saturating_sub(now()))
+    }
+
     /// When a freeze that is there must be over: a time of `CLOCK_BOOTTIME`,
     /// which goes on while the guest sleeps. `None`: nothing is frozen.
     #[must_use]
