@@ -56,6 +56,12 @@ struct Shared {
     memory: Memory,
 }
 
+/// A freeze that was asked for: of all, or of these.
+#[derive(Debug)]
+struct Order {
+    only: Option<Vec<PathBuf>>,
+}
+
 /// What the freezer is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -72,10 +78,10 @@ struct State {
     running: u8,
     quit: bool,
     phase: Phase,
-    /// A freeze for the freezer to take up: the list of mountpoints.
-    order: Option<Option<Vec<PathBuf>>>,
-    /// A freeze was asked for and its event is not out.
-    unanswered: bool,
+    /// What is told; `Freezing` from [`Engine::freeze`] until its event is out.
+    status: Status,
+    /// A freeze for the freezer to take up.
+    order: Option<Order>,
     /// The freezer shall stop after what it is in.
     abort: bool,
     /// Why a freeze must be undone.
@@ -90,10 +96,6 @@ struct State {
     held: Vec<Reached>,
     /// Frozen by an earlier run, in freeze order.
     remembered: Vec<Filesystem>,
-    /// Something is frozen and no freeze is under way.
-    frozen: bool,
-    /// The last thaw left something.
-    error: bool,
     events: VecDeque<Event>,
 }
 
@@ -114,17 +116,15 @@ impl Engine {
             running: 0,
             quit: false,
             phase: Phase::Idle,
+            status: if remembered.is_empty() { Status::Thawed } else { Status::Frozen },
             order: None,
-            unanswered: false,
             abort: false,
             undo: None,
             thaw: None,
             thawing: false,
             since,
             held: Vec::new(),
-            frozen: !remembered.is_empty(),
             remembered,
-            error: false,
             events: VecDeque::new(),
         };
         let signal = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
@@ -166,12 +166,12 @@ impl Engine {
         if state.phase != Phase::Idle || state.thawing || state.thaw.is_some() || state.undo.is_some() {
             return Err(Refused::Busy);
         }
-        if state.frozen {
+        if state.status != Status::Thawed {
             return Err(Refused::Frozen);
         }
         state.phase = Phase::Preparing;
-        state.order = Some(only);
-        state.unanswered = true;
+        state.status = Status::Freezing;
+        state.order = Some(Order { only });
         state.abort = false;
         self.shared.changed.notify_all();
         Ok(())
@@ -190,24 +190,23 @@ impl Engine {
     /// What the filesystems are.
     #[must_use]
     pub fn status(&self) -> Status {
-        let state = self.shared.lock();
-        if state.error {
-            Status::Error
-        } else if state.unanswered {
-            Status::Freezing
-        } else if state.frozen {
-            Status::Frozen
-        } else {
-            Status::Thawed
-        }
+        self.shared.lock().status
     }
 
     /// From before the first FIFREEZE until after the last FITHAW: nothing may
     /// be written to any disk.
     #[must_use]
     pub fn holds_writes(&self) -> bool {
-        let state = self.shared.lock();
-        state.unanswered || state.frozen
+        self.status() != Status::Thawed
+    }
+
+    /// How long until a freeze that is there has lasted for `limit`; zero when it
+    /// is over. `None`: nothing is frozen. When it is zero the loop calls
+    /// [`Engine::thaw`] once; if that ends in [`Status::Error`] it stays zero,
+    /// and the loop chooses when to try again.
+    #[must_use]
+    pub fn time_left(&self, limit: Duration) -> Option<Duration> {
+        self.deadline(limit).map(|deadline| deadline.saturating_sub(now()))
     }
 
     /// When a freeze that is there must be over: a time of `CLOCK_BOOTTIME`,
@@ -263,7 +262,7 @@ impl Shared {
             if state.quit {
                 return;
             }
-            let Some(only) = state.order.take() else { continue };
+            let Some(Order { only }) = state.order.take() else { continue };
             drop(state);
             let done = self.prepare(only.as_deref()).and_then(|(reached, notes)| self.freeze_all(reached, notes));
             self.finish(done);
@@ -353,11 +352,12 @@ impl Shared {
             _ if state.abort => {}
             Ok(notes) => {
                 let filesystems: Vec<_> = state.held.iter().map(|reached| reached.filesystem.clone()).collect();
-                state.frozen = !filesystems.is_empty();
-                if !state.frozen {
+                if filesystems.is_empty() {
+                    state.status = Status::Thawed;
                     state.since = None;
+                } else {
+                    state.status = Status::Frozen;
                 }
-                state.unanswered = false;
                 self.tell(&mut state, Event::Frozen { filesystems, notes });
             }
             Err(failure) => state.undo = Some(failure),
@@ -414,15 +414,14 @@ impl Shared {
         let mut state = self.lock();
         state.held = stuck;
         state.remembered = remembered;
-        state.frozen = !clean;
-        state.error = !clean;
+        let unanswered = state.status == Status::Freezing;
+        state.status = if clean { Status::Thawed } else { Status::Error };
         if clean {
             state.since = None;
         }
         state.thawing = false;
         let undo = state.undo.take();
-        if state.unanswered {
-            state.unanswered = false;
+        if unanswered {
             let failure = undo.unwrap_or(Failure::Aborted);
             self.tell(&mut state, Event::FreezeFailed { failure, left: left.clone() });
         }

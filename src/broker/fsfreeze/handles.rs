@@ -46,7 +46,7 @@ impl Handles {
     ///
     /// # Errors
     /// The state directory cannot be written, or all numbers are used up.
-    pub fn next(&mut self) -> std::io::Result<i64> {
+    pub fn give(&mut self) -> std::io::Result<i64> {
         if self.next == self.reserved {
             let end = self.reserved.checked_add(BLOCK).ok_or(std::io::ErrorKind::QuotaExceeded)?;
             state::replace(self.dir.as_fd(), FILE, format!("{end}\n").as_bytes())?;
@@ -77,13 +77,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut handles = open(&dir).unwrap();
         assert!(!dir.path().join(FILE).exists(), "the start only reads");
-        assert_eq!([handles.next().unwrap(), handles.next().unwrap()], [1000, 1001]);
+        assert_eq!([handles.give().unwrap(), handles.give().unwrap()], [1000, 1001]);
         drop(handles);
         let mut handles = open(&dir).unwrap();
-        assert_eq!(handles.next().unwrap(), 1_001_000);
+        assert_eq!(handles.give().unwrap(), 1_001_000);
         handles.next = handles.reserved;
-        assert_eq!(handles.next().unwrap(), 2_001_000);
-        assert_eq!(open(&dir).unwrap().next().unwrap(), 3_001_000);
+        assert_eq!(handles.give().unwrap(), 2_001_000);
+        assert_eq!(open(&dir).unwrap().give().unwrap(), 3_001_000);
     }
 
     #[test]
@@ -91,12 +91,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut handles = open(&dir).unwrap();
         fs::create_dir(dir.path().join("handles.new")).unwrap();
-        assert!(handles.next().is_err());
+        assert!(handles.give().is_err());
         fs::remove_dir(dir.path().join("handles.new")).unwrap();
-        assert_eq!(handles.next().unwrap(), 1000);
+        assert_eq!(handles.give().unwrap(), 1000);
         handles.next = i64::MAX;
         handles.reserved = i64::MAX;
-        assert!(handles.next().is_err());
+        assert!(handles.give().is_err());
     }
 
     #[test]

@@ -116,7 +116,9 @@ pub enum Reason {
     Covered,
     /// It has no freeze operation (`EOPNOTSUPP`).
     NotSupported,
-    /// Somebody else froze it (`EBUSY`): not ours to count, nor to thaw.
+    /// Somebody else froze it (`EBUSY`): not ours to count, nor to thaw. Only a
+    /// broker started anew while frozen cannot tell, and thaws it with the rest:
+    /// what was remembered was written before the first FIFREEZE.
     FrozenByOthers,
 }
 

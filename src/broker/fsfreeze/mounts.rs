@@ -5,6 +5,7 @@
 //! Called by the engine and by tests.
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -127,7 +128,8 @@ pub(super) fn escape(plain: &[u8]) -> String {
         if byte.is_ascii_graphic() && byte != b'\\' {
             field.push(char::from(byte));
         } else {
-            field.push_str(&format!("\\{byte:03o}"));
+            // Writing to a String does not fail.
+            let _ = write!(field, "\\{byte:03o}");
         }
     }
     field
@@ -184,9 +186,7 @@ pub fn plan(mounts: &[Mount], only: Option<&[PathBuf]>, stacking: &Stacking) -> 
             devices.push(mount.device);
         }
     }
-    devices.retain(|&device| {
-        only.is_none_or(|only| of(mounts, device).any(|mount| only.iter().any(|path| *path == mount.mountpoint)))
-    });
+    devices.retain(|&device| only.is_none_or(|only| of(mounts, device).any(|mount| only.contains(&mount.mountpoint))));
     devices.reverse();
     let devices = stacking.upper_first(devices, mounts);
     devices.into_iter().map(|device| Target { device, candidates: candidates(mounts, device) }).collect()

@@ -221,6 +221,7 @@ pub fn broker(needs: &BrokerNeeds) -> Vec<Rule> {
             "learning a new child's process id"
         ),
         permit!(futex, "between its threads"),
+        permit!(mprotect, [When::Lacks(2, int(libc::PROT_EXEC))], "memory: the C library grows a thread's heap so"),
         permit!(sched_yield, "between its threads"),
         permit!(clock_gettime, "the time, where the vDSO does not tell it"),
         permit!(getrandom, "seeds of the standard library's tables"),
