@@ -20,7 +20,7 @@ use crate::say::Level;
 
 impl Broker {
     pub(super) fn act_open(&mut self, path: WirePath, mode: Mode, rule: usize, changes: bool) {
-        let handle = match self.parts.handles.next() {
+        let handle = match self.parts.handles.give() {
             Ok(handle) => handle.cast_unsigned(),
             Err(why) => {
                 self.say(Level::Error, &format!("no file handle to be had: {why}"));
