@@ -96,6 +96,14 @@ impl Rule {
 }
 
 impl When {
+    /// Which argument it is about, from 0.
+    #[must_use]
+    pub const fn argument(self) -> u8 {
+        match self {
+            Self::Is(argument, _) | Self::Lacks(argument, _) | Self::Has(argument, _) => argument,
+        }
+    }
+
     fn compile(self) -> Result<SeccompCondition, seccompiler::BackendError> {
         let (argument, operator, value) = match self {
             Self::Is(argument, value) => (argument, SeccompCmpOp::Eq, value),

@@ -5,11 +5,12 @@
 //! processes use themselves (`caps::broker`), so that it cannot drift.
 
 use postern_core::catalogue::Act;
-use postern_core::confine::caps;
 use postern_core::policy::rules::{FileRule, Rights, Types};
 use postern_core::policy::written::{Loaded, Reason, Ruling, Where};
-use postern_core::policy::{Account, Channel, Policy, ShutdownMethod, ShutdownMode};
+use postern_core::policy::{Channel, Policy, ShutdownMethod, ShutdownMode};
 use serde::Serialize;
+
+use super::processes::{self, Process};
 
 /// What a policy means.
 #[derive(Clone, Debug, Serialize)]
@@ -49,23 +50,6 @@ pub struct CommandLine {
     /// The line there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<usize>,
-}
-
-/// One process.
-#[derive(Clone, Debug, Serialize)]
-pub struct Process {
-    /// Which.
-    pub name: &'static str,
-    /// As whom it runs; nothing where the account is not on this machine.
-    pub account: Option<String>,
-    /// Supplementary groups.
-    pub groups: Vec<u32>,
-    /// In all of its five sets, or none in any.
-    pub capabilities: Vec<String>,
-    /// What its Landlock domain leaves.
-    pub landlock: String,
-    /// What its filter leaves beyond the everyday.
-    pub seccomp: String,
 }
 
 /// One file rule.
@@ -186,7 +170,7 @@ pub fn explain(loaded: &Loaded) -> Explanation {
             Channel::UnixListen(path) => format!("unix-listen:{}", path.display()),
         },
         commands: loaded.why.commands.iter().map(command).collect(),
-        processes: processes(policy),
+        processes: processes::of(policy),
         files: policy.files.iter().zip(&loaded.why.files).map(|(files, place)| rule(files, place)).collect(),
         settings: settings(policy),
         without_root: without_root(policy),
@@ -213,65 +197,6 @@ fn command(ruling: &Ruling) -> CommandLine {
         file: place.map(|place| place.file.display().to_string()),
         line: place.map(|place| place.line),
     }
-}
-
-fn processes(policy: &Policy) -> Vec<Process> {
-    let account = |account: &Option<Account>| {
-        account.as_ref().map(|account| format!("{} (user {}, group {})", account.name, account.uid, account.gid))
-    };
-    let worker = account(&policy.identities.worker);
-    let child = |name, landlock: &str, seccomp: &str| Process {
-        name,
-        account: worker.clone(),
-        groups: policy.identities.groups.clone(),
-        capabilities: Vec::new(),
-        landlock: landlock.to_owned(),
-        seccomp: seccomp.to_owned(),
-    };
-    let paths: Vec<String> =
-        policy.files.iter().map(|rule| format!("{} ({})", rule.path.display(), rule.rights)).collect();
-    let paths = if paths.is_empty() { "no path".to_owned() } else { paths.join("; ") };
-    let mut acts = Vec::new();
-    if policy.needs(Act::Freeze) || policy.needs(Act::Thaw) {
-        acts.push("freeze and thaw");
-    }
-    if policy.needs(Act::Shutdown) {
-        acts.push(match policy.shutdown.method {
-            ShutdownMethod::Init => "signals to init",
-            ShutdownMethod::Kernel => "reboot(2)",
-            ShutdownMethod::Auto => "signals to init, or reboot(2) where init is unknown",
-        });
-    }
-    let acts = if acts.is_empty() { "no privileged act".to_owned() } else { acts.join(", ") };
-    vec![
-        Process {
-            name: "broker",
-            account: account(&policy.identities.broker),
-            groups: Vec::new(),
-            capabilities: capabilities(policy),
-            landlock: "lists directories; its log and state".to_owned(),
-            seccomp: acts,
-        },
-        child("spawner", "executes its own file", "starts workers and openers"),
-        child("opener", &paths, "opens, looks, creates; nothing else of the file system"),
-        child("worker", "no path", "uses descriptors that it was handed; opens, starts and connects nothing"),
-    ]
-}
-
-/// The broker's capabilities. With method `auto`, which one shutdown takes is
-/// known when postern starts.
-fn capabilities(policy: &Policy) -> Vec<String> {
-    let known = caps::broker(policy, true);
-    let unknown = caps::broker(policy, false);
-    known
-        .iter()
-        .zip(&unknown)
-        .map(
-            |(known, unknown)| {
-                if known == unknown { known.to_string() } else { format!("{known} ({unknown} where init is unknown)") }
-            },
-        )
-        .collect()
 }
 
 fn rule(rule: &FileRule, place: &Where) -> Rule {

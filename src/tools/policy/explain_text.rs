@@ -6,7 +6,7 @@ use std::fmt;
 
 use postern_core::catalogue;
 
-use super::explain::{CommandLine, Explanation, Process, Rule, Settings};
+use super::explain::{CommandLine, Explanation, Rule, Settings};
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -52,19 +52,6 @@ impl fmt::Display for CommandLine {
             (Some(file), Some(line)) => write!(f, " ({file}:{line})"),
             _ => Ok(()),
         }
-    }
-}
-
-impl fmt::Display for Process {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let account = self.account.as_deref().unwrap_or("account not on this machine");
-        let groups: Vec<String> = self.groups.iter().map(ToString::to_string).collect();
-        let groups = if groups.is_empty() { String::new() } else { format!(", groups {}", groups.join(" ")) };
-        let capabilities = if self.capabilities.is_empty() { "none".to_owned() } else { self.capabilities.join(" ") };
-        writeln!(f, "  {:<9} {account}{groups}", self.name)?;
-        writeln!(f, "            capabilities  {capabilities}")?;
-        writeln!(f, "            Landlock      {}", self.landlock)?;
-        writeln!(f, "            seccomp       {}", self.seccomp)
     }
 }
 

@@ -6,6 +6,7 @@
 mod explain;
 mod explain_text;
 mod permissions;
+mod processes;
 pub mod reference;
 pub mod schema;
 mod try_open;
