@@ -21,6 +21,7 @@ use postern_core::confine::filters::BrokerNeeds;
 use postern_core::confine::{self, BrokerPlan};
 use postern_core::ipc::List;
 use postern_core::messages::Identity;
+use postern_core::sys::fs::FIFREEZE;
 use support::disk::{Disk, Mounted};
 use support::process::Peer;
 use support::{cell, runner};
@@ -463,7 +464,8 @@ fn a_stuck_freeze_is_ended_by_a_thaw() {
     // stuck in the kernel until that is over.
     lower.freeze();
     assert_eq!(engine.ask("freeze /upper /third"), "begun");
-    while !third.is_frozen() {}
+    engine.wait_until_inside_ioctl(FIFREEZE, Path::new("/upper"));
+    assert!(third.is_frozen());
     assert_eq!(engine.ask("state"), "Freezing true");
     assert_eq!(engine.ask("status"), "thawed", "only frozen says that a snapshot may be taken");
     assert_eq!(engine.ask("freeze"), "a freeze or thaw is still under way");
@@ -491,7 +493,8 @@ fn a_freeze_stuck_on_itself_is_ended_by_a_thaw() {
     drop(lower);
     fs::write(upper.path("data"), vec![7; 1 << 20]).expect("something to flush");
     assert_eq!(engine.ask("freeze"), "begun");
-    while !again.is_frozen() {}
+    engine.wait_until_inside_ioctl(FIFREEZE, Path::new("/upper"));
+    assert!(again.is_frozen());
     assert_eq!(engine.ask("thaw"), "begun");
     assert_eq!(engine.ask("event"), "the freeze was ended by a thaw");
     let thawed = engine.ask("event");

@@ -109,7 +109,8 @@ impl Mounted {
         thaw(self.root.as_fd()).is_ok()
     }
 
-    /// Whether it is frozen. Asks by freezing, and undoes that.
+    /// Whether it is frozen. Asks by freezing, and undoes that: so not to be
+    /// asked while somebody may be freezing it.
     pub(crate) fn is_frozen(&self) -> bool {
         match freeze(self.root.as_fd()) {
             Ok(()) => {

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
@@ -70,6 +71,30 @@ impl Peer {
             let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
             if stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('D')) {
                 return;
+            }
+            sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until one of its threads sleeps inside an `ioctl` with this request
+    /// on a descriptor of `path`: `proc_pid_syscall(5)`. Unlike trying it, looking
+    /// does not get in the way.
+    pub(crate) fn wait_until_inside_ioctl(&mut self, request: u32, path: &Path) {
+        let process = PathBuf::from(format!("/proc/{}", self.child.id()));
+        loop {
+            assert!(self.child.try_wait().expect("its status").is_none(), "it ended");
+            for thread in fs::read_dir(process.join("task")).expect("its threads").flatten() {
+                let call = fs::read_to_string(thread.path().join("syscall")).unwrap_or_default();
+                let arguments: Vec<u64> = call
+                    .split(' ')
+                    .skip(1)
+                    .filter_map(|word| u64::from_str_radix(word.trim().trim_start_matches("0x"), 16).ok())
+                    .collect();
+                if arguments.get(1) == Some(&u64::from(request))
+                    && fs::read_link(process.join(format!("fd/{}", arguments[0]))).is_ok_and(|link| link == path)
+                {
+                    return;
+                }
             }
             sleep(Duration::from_millis(5));
         }
