@@ -99,7 +99,7 @@ impl Agent {
                 line.pop();
                 return Some(line);
             }
-            let mut more = [0; 65536];
+            let mut more = [0; 8192];
             match self.host.read(&mut more) {
                 Ok(read) if read > 0 => self.pending.extend_from_slice(&more[..read]),
                 _ => return None,

@@ -181,6 +181,21 @@ fn a_big_message_gives_its_memory_back() {
 }
 
 #[test]
+fn a_token_that_straddles_the_buffers_end_is_whole() {
+    let limits = Limits { string: 40_000, ..Limits::default() };
+    for (pings, length) in [(2_600, 20_000), (1_300, 39_999), (2_700, 39_000), (100, 39_999)] {
+        let fits = format!("{}[\"{}\"]", PING.repeat(pings), "x".repeat(length));
+        let found = events(&limits, fits.as_bytes(), &[]);
+        assert_eq!(found.len(), pings + 1);
+        assert_eq!(found[pings].as_ref().map(Vec::len), Ok(length + 4));
+        let broken = format!("{}[\"{}\n", PING.repeat(pings), "x".repeat(length));
+        let found = events(&limits, broken.as_bytes(), &[]);
+        let quoted = format!("\"{}", "x".repeat(super::super::error::TEXT_MAX - 1));
+        assert_eq!(found.last(), Some(&Err(QgaError::Stray(quoted))));
+    }
+}
+
+#[test]
 fn a_reset_forgets_what_was_half_received() {
     let mut decoder = Decoder::new(Limits::default());
     let mut out = Vec::new();
