@@ -1,0 +1,12 @@
+//! What tests that need root share: a runner that gives each test a private
+//! machine-in-miniature, and guards that clean up scratch disks and mounts.
+//!
+//! Nothing here freezes, mounts on, or signals anything of the machine that
+//! the tests run on: see [`cell`].
+#![allow(dead_code, reason = "each test target uses its part")]
+
+pub(crate) mod agent;
+pub(crate) mod cell;
+pub(crate) mod disk;
+pub(crate) mod process;
+pub(crate) mod runner;

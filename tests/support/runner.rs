@@ -1,0 +1,102 @@
+//! A small test runner (`harness = false`): every test is a process of its own
+//! in a [`cell`](super::cell), and the same executable plays the other roles that a
+//! test needs (`--role NAME …`), with a main thread of their own.
+//!
+//! `cargo test --test freeze -- NAME` runs the tests whose name contains NAME.
+//! Without root the tests are named as not run; with `CI` set that is a failure.
+
+use std::env;
+use std::path::Path;
+use std::process::{Command, ExitCode, ExitStatus};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::cell;
+
+/// A test: its name and what it does. It fails by panicking.
+pub(crate) type Test = (&'static str, fn());
+
+/// A role: its name and what it does with the arguments.
+pub(crate) type Role = (&'static str, fn(&[String]));
+
+/// A test that takes longer hangs, and is killed. Not an assertion about time:
+/// far beyond what any of them takes.
+const HANG: Duration = Duration::from_secs(180);
+
+/// What `main` of such a test target does.
+pub(crate) fn main(tests: &[Test], roles: &[Role], programs: &[&str]) -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
+        Some("--role") => {
+            let name = &arguments[1];
+            let (_, role) = roles.iter().find(|(role, _)| role == name).expect("a role of this target");
+            role(&arguments[2..]);
+            ExitCode::SUCCESS
+        }
+        Some("--in-cell") => {
+            let name = &arguments[1];
+            let (_, test) = tests.iter().find(|(test, _)| test == name).expect("a test of this target");
+            cell::enter(Path::new(&arguments[2]), programs);
+            test();
+            ExitCode::SUCCESS
+        }
+        Some("--list") => {
+            for (name, _) in tests {
+                println!("{name}: test");
+            }
+            ExitCode::SUCCESS
+        }
+        _ => run(tests, &arguments),
+    }
+}
+
+fn run(tests: &[Test], arguments: &[String]) -> ExitCode {
+    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let chosen: Vec<&Test> = tests
+        .iter()
+        .filter(|(name, _)| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str())))
+        .collect();
+    println!("\nrunning {} tests", chosen.len());
+    if !nix::unistd::geteuid().is_root() {
+        for (name, _) in chosen {
+            println!("test {name} ... NOT RUN: needs root");
+        }
+        return if env::var_os("CI").is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    }
+    let failed: Vec<&str> = chosen.iter().map(|(name, _)| *name).filter(|name| !passes(name)).collect();
+    println!("\ntest result: {} passed; {} failed", chosen.len() - failed.len(), failed.len());
+    for name in &failed {
+        println!("    failed: {name}");
+    }
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn passes(name: &str) -> bool {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    // With --kill-child the end of unshare ends everything in the cell.
+    let mut child = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--"])
+        .arg(env::current_exe().expect("the path of this test"))
+        .args(["--in-cell", name])
+        .arg(root.path())
+        .spawn()
+        .expect("unshare (util-linux)");
+    let started = Instant::now();
+    let status: Result<ExitStatus, &str> = loop {
+        if let Some(status) = child.try_wait().expect("the child's status") {
+            break Ok(status);
+        }
+        if started.elapsed() > HANG {
+            let _ = child.kill();
+            let _ = child.wait();
+            break Err("hangs");
+        }
+        sleep(Duration::from_millis(20));
+    };
+    match status {
+        Ok(status) if status.success() => println!("test {name} ... ok"),
+        Ok(status) => println!("test {name} ... FAILED ({status})"),
+        Err(why) => println!("test {name} ... FAILED ({why})"),
+    }
+    matches!(status, Ok(status) if status.success())
+}
