@@ -77,9 +77,10 @@ impl Home {
         let me = nix::unistd::geteuid().as_raw();
         let first = 200_000 + (std::process::id() % 50_000) * 64 + NUMBER.fetch_add(2, Ordering::Relaxed) % 64;
         let (worker, broker) = match (root, user) {
-            (_, Some(user)) => (user, user),
+            // The policy wants two; neither plays a part without root.
+            (_, Some(user)) => (user, user + 1),
             (true, None) => (first, first + 1),
-            (false, None) => (me, me),
+            (false, None) => (me, me + 1),
         };
         let home = Self { directory, worker, broker, user, binary: BINARY.into(), arguments: Vec::new() };
         fs::set_permissions(home.directory.path(), Permissions::from_mode(0o755)).expect("the directory's mode");
@@ -154,16 +155,20 @@ impl Home {
     pub(crate) fn start_command(&self, mut command: Command) -> Agent<'_> {
         let mut agent = Agent { home: self, child: command.spawn().expect("the agent") };
         let before = agent.records().len();
+        let opens = fs::read_to_string(self.path("policy.toml")).is_ok_and(|policy| policy.contains("[[files]]"));
         eventually("the agent serves", || {
             if let Some(status) = agent.child.try_wait().expect("the agent's status") {
                 panic!("the agent ended ({status}): {}", agent.said());
             }
             // Not the records of an agent that was here before.
             let records = agent.records();
-            let ready = |record: &Value| {
-                record["event"]["action"] == "process-started" && record["process"]["name"] == "worker"
+            let ready = |role: &str| {
+                records
+                    .iter()
+                    .skip(before)
+                    .any(|record| record["event"]["action"] == "process-started" && record["process"]["name"] == role)
             };
-            records.iter().skip(before).any(ready).then_some(())
+            (ready("worker") && (!opens || ready("opener"))).then_some(())
         });
         agent
     }
