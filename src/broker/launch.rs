@@ -26,7 +26,7 @@ use postern_core::confine::{self, BrokerPlan, ConfineError, caps};
 use postern_core::ipc::List;
 use postern_core::messages::{BIRTH_LIMIT, Identity, SpawnerReport};
 use postern_core::policy::{Account, Policy};
-use postern_core::sys::process;
+use postern_core::sys::{descriptors, process};
 
 use crate::family::Family;
 use crate::fsfreeze::{self, Engine, Handles, Memory, MountTable, Remembered};
@@ -104,6 +104,10 @@ pub fn run(options: Options) -> Result<(), Fatal> {
     process::name_self(c"postern-broker")
         .and_then(|()| process::rename_self(c"postern: broker"))
         .map_err(call("naming the process"))?;
+    // What else the starter left open is nobody's business in here.
+    let activated = Host::activated()?;
+    descriptors::close_from(process::FIRST_HANDED + i32::from(activated.is_some()))
+        .map_err(call("closing what was left open"))?;
     let privileged = nix::unistd::geteuid().is_root();
     let accounts = if privileged { Some(accounts(&policy)?) } else { None };
     if !privileged {
@@ -122,7 +126,7 @@ pub fn run(options: Options) -> Result<(), Fatal> {
         log::prepare_directory(&policy.audit.log, owner.0, owner.1)?;
     }
 
-    let host = match (&channel, Host::activated()?) {
+    let host = match (&channel, activated) {
         (None, Some(host)) => host,
         (Some(channel), _) => Host::open(channel)?,
         (None, None) => Host::open(&policy.channel)?,
@@ -154,7 +158,7 @@ pub fn run(options: Options) -> Result<(), Fatal> {
     let log =
         if remembered.is_some() { Log::deferred(&policy.audit.log, run) } else { Log::open(&policy.audit.log, run)? };
     let handles = Handles::new(duplicate(&state)?).map_err(|why| state_failed(&policy.state, &why))?;
-    let plan = plan(&policy, &host, &init, privileged, needs_freeze, &state)?;
+    let plan = plan(&policy, &host, &init, privileged, needs_freeze, state)?;
     let (confined, (engine, shutdown)) = confine::broker_barriers(plan, || -> Result<_, Fatal> {
         let engine = mounts
             .map(|mounts| Engine::start(mounts, memory, remembered))
@@ -322,7 +326,7 @@ fn plan(
     init: &Init,
     privileged: bool,
     freeze: bool,
-    state: &OwnedFd,
+    state: OwnedFd,
 ) -> Result<BrokerPlan, Fatal> {
     let look = |path: &Path| nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
     let shutdown = privileged && policy.needs(Act::Shutdown);
@@ -336,7 +340,7 @@ fn plan(
     Ok(BrokerPlan {
         filter,
         log: Some(look(directory).map_err(call("opening the log's directory"))?),
-        state: Some(duplicate(state)?),
+        state: Some(state),
         root: freeze.then(|| look(Path::new("/"))).transpose().map_err(call("opening /"))?,
     })
 }

@@ -5,11 +5,13 @@
 //!
 //! | process | 0, 1, 2 | 3 | 4 | others |
 //! |---|---|---|---|---|
-//! | spawner | `/dev/null` | broker | its own file | a child's socket, in passing |
+//! | spawner | `/dev/null` | broker | its own file | `SIGCHLD` on 5; a child's socket, in passing |
 //! | opener | `/dev/null` | broker | `/proc/self/fd` | the object being opened |
 //! | worker | `/dev/null` | broker | epoll | the channel, the host's files |
 //!
-//! The broker was started by a person or an init and keeps their 0, 1, 2.
+//! The broker was started by a person or an init and keeps their 0, 1, 2. It
+//! has its signals, mountinfo, the directories of log and state, the log, the
+//! freezer's eventfd, the listener and the host, and a socket to each child.
 
 use std::os::fd::RawFd;
 
