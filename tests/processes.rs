@@ -236,7 +236,6 @@ fn descriptors_are_those_documented() {
         directory("log/audit.jsonl"),
         directory("state"),
         directory("state"),
-        directory("state"),
         format!("/proc/{}/mountinfo", family[BROKER]),
         events.to_owned(),
         "anon_inode:[eventfd]".to_owned(),
