@@ -101,9 +101,10 @@ fn call<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> Fatal {
 pub fn run(options: Options) -> Result<(), Fatal> {
     let Options { policy, channel, verbosity } = options;
     let voice = Voice::new(verbosity);
-    process::name_self(c"postern-broker")
-        .and_then(|()| process::rename_self(c"postern: broker"))
-        .map_err(call("naming the process"))?;
+    process::name_self(c"postern-broker").map_err(call("naming the process"))?;
+    // An executable that its user may not read makes a process whose memory is
+    // root's, also to itself: then `ps` shows the command line as it was typed.
+    let _ = process::rename_self(c"postern: broker");
     // What else the starter left open is nobody's business in here.
     let activated = Host::activated()?;
     descriptors::close_from(process::FIRST_HANDED + i32::from(activated.is_some()))
