@@ -46,6 +46,8 @@ enum Command {
                       --channel unix-listen:/run/vm/ga.sock"
     )]
     Run(Run),
+    Demo(postern_tools::demo::Demo),
+    Call(postern_tools::call::Call),
     /// Check, explain and try a policy
     #[command(subcommand)]
     Policy(postern_tools::policy::Command),
@@ -74,6 +76,8 @@ fn main() -> ExitCode {
     }
     match Cli::parse_from(arguments).command {
         Command::Run(arguments) => run(arguments),
+        Command::Demo(demo) => demo.run(),
+        Command::Call(call) => call.run(),
         Command::Policy(command) => command.run(),
         Command::Audit(command) => command.run(),
     }

@@ -1,5 +1,10 @@
 //! What people run: demo, call, policy, audit.
+//!
+//! Trust: a person's command line. Nothing here is part of the running agent.
 #![forbid(unsafe_code)]
 
 pub mod audit;
+pub mod call;
+pub mod client;
+pub mod demo;
 pub mod policy;
