@@ -102,7 +102,7 @@ fn role(name: &OsString) {
 }
 
 fn run(arguments: Run) -> ExitCode {
-    let loaded = match written::load(arguments.policy.as_deref(), &World::live()) {
+    let loaded = match written::load(arguments.policy.as_deref(), &World { wants_accounts: false, ..World::live() }) {
         Ok(loaded) => loaded,
         Err(mistakes) => {
             eprintln!("{mistakes}");

@@ -261,7 +261,9 @@ fn descriptors_are_those_documented() {
     let handles = [host.open(&path, "r").expect("a handle"), host.open(&path, "r+").expect("a handle")];
     let name = path.display().to_string();
     check("with open files", &[(5, "socket"), (6, &name), (7, &name)], 1);
-    handles.into_iter().for_each(|handle| host.close(handle));
+    for handle in handles {
+        host.close(handle);
+    }
     host.open(home.files().join("missing"), "r").expect_err("no such file");
     host.open("/etc/passwd", "r").expect_err("not in the policy");
     check("with files closed again", &[(5, "socket")], 1);
@@ -325,7 +327,7 @@ fn an_account_in_use_is_refused() {
 }
 
 /// A record of a dead child, by its role and signal.
-fn died<'a>(role: &'a str, signal: i32) -> impl Fn(&Value) -> bool + 'a {
+fn died(role: &str, signal: i32) -> impl Fn(&Value) -> bool {
     move |record| record["process"]["name"] == role && record.to_string().contains(&format!("{signal}"))
 }
 

@@ -282,12 +282,20 @@ fn duplicate(descriptor: &OwnedFd) -> Result<OwnedFd, Fatal> {
     descriptor.try_clone().map_err(call("duplicating a descriptor"))
 }
 
+/// A root that may not make namespaces, as in most containers.
+const NO_NAMESPACE: &str = "a PID namespace of its own needs CAP_SYS_ADMIN, which this root does not have; run \
+     postern in the guest itself, or as an ordinary user";
+const EPERM: i32 = Errno::EPERM as i32;
+
 /// Starts the spawner and hears that it is confined. Returns Landlock's ABI.
 fn found_family(identity: Option<Identity>) -> Result<(Family, u8), Fatal> {
     let open = |path: &str, flags| nix::fcntl::open(path, flags | OFlag::O_CLOEXEC, Mode::empty());
     let executable = open("/proc/self/exe", OFlag::O_PATH).map_err(call("opening /proc/self/exe"))?;
     let null = open("/dev/null", OFlag::O_RDWR).map_err(call("opening /dev/null"))?;
-    let mut family = Family::found(&executable, &null, identity).map_err(call("starting the spawner"))?;
+    let mut family = Family::found(&executable, &null, identity).map_err(|why| match why.raw_os_error() {
+        Some(EPERM) => Fatal::Unconfined { who: "spawner", why: NO_NAMESPACE.to_owned() },
+        _ => Fatal::Call("starting the spawner", why),
+    })?;
     let born = Instant::now();
     loop {
         let left = BIRTH_LIMIT.saturating_sub(born.elapsed());

@@ -123,10 +123,14 @@ impl Home {
         let home = self.directory.path().display();
         let path = self.path("policy.toml");
         let mut policy = format!("version = 1\n{}\n", text.replace("HOME", &home.to_string()));
-        policy += &format!("[audit]\nlog = \"{home}/log/audit.jsonl\"\n[state]\ndirectory = \"{home}/state\"\n");
-        policy += &format!("[channel]\nmethod = \"unix-listen\"\npath = \"{home}/host.sock\"\n");
+        let places = format!(
+            "[audit]\nlog = \"{home}/log/audit.jsonl\"\n[state]\ndirectory = \"{home}/state\"\n\
+             [channel]\nmethod = \"unix-listen\"\npath = \"{home}/host.sock\"\n"
+        );
+        policy.push_str(&places);
         if !text.contains("[identities]") {
-            policy += &format!("[identities]\nworker = {}\nbroker = {}\n", self.worker, self.broker);
+            let accounts = format!("[identities]\nworker = {}\nbroker = {}\n", self.worker, self.broker);
+            policy.push_str(&accounts);
         }
         fs::write(&path, policy).expect("a policy");
         path

@@ -19,6 +19,8 @@ use crate::say::Level;
 
 /// So many children in a row that die before they are confined end postern.
 const STILLBORN: u32 = 3;
+/// So many frames of a worker that ended are still heard.
+const LAST_FRAMES: usize = 64;
 
 impl Broker {
     /// Sees to it that there are an opener and a worker.
@@ -67,6 +69,12 @@ impl Broker {
     }
 
     fn child_died(&mut self, id: u32, end: End) -> Result<(), Fatal> {
+        // Its last frames may lie unread behind the news of its end.
+        for _ in 0..LAST_FRAMES {
+            if self.worker.as_ref().is_some_and(|worker| worker.id == id) {
+                self.hear_worker()?;
+            }
+        }
         if self.worker.as_ref().is_some_and(|worker| worker.id == id) {
             self.lose_worker();
         }
@@ -75,9 +83,10 @@ impl Broker {
         }
         let Some(at) = self.gone.iter().position(|gone| gone.id == id) else { return Ok(()) };
         let gone = self.gone.swap_remove(at);
-        if self.stopping.is_none() {
-            self.say(Level::Warning, &format!("{:?} {} ended ({end:?}); replaced", gone.role, gone.pid));
+        if self.stopping.is_some() && end == End::Exited(0) {
+            return Ok(());
         }
+        self.say(Level::Warning, &format!("{:?} {} ended ({end:?}); replaced", gone.role, gone.pid));
         self.note(&Record::ProcessDied { role: gone.role.into(), child: id, end, reason: gone.why });
         self.stillborn = if gone.ready { 0 } else { self.stillborn + 1 };
         if self.stillborn >= STILLBORN && self.stopping.is_none() {

@@ -363,11 +363,12 @@ fn identities(written: &Written, world: &World, report: &mut Report) -> Identiti
     Identities { worker: worker.map(|(account, _)| account), broker: broker.map(|(account, _)| account), groups }
 }
 
-/// An account that is not there: root needs it, nobody else does.
+/// An account that is not there: root needs it, nobody else does, and on
+/// another machine it may be there.
 fn missing(place: Place, world: &World, what: String, help: String, report: &mut Report) {
     if world.here && world.euid == 0 {
         report.error(Kind::UnknownAccount, place, what, help);
-    } else {
+    } else if world.here && world.wants_accounts {
         report.warn(Kind::NotHere, place, what, help);
     }
 }

@@ -33,6 +33,9 @@ pub struct World {
     /// Whether the policy is for this machine. If not, neither owners and modes
     /// of the files nor accounts and paths are asked for.
     pub here: bool,
+    /// Whether an ordinary user is told of accounts that are missing: by
+    /// `policy check`, not by a start without root, which uses none.
+    pub wants_accounts: bool,
     /// Text of `/etc/passwd`. Read directly: the C library's lookup loads shared
     /// objects, which a static executable cannot do safely. Accounts that only
     /// a directory service knows are written as numbers.
@@ -52,6 +55,7 @@ impl World {
         Self {
             euid: nix::unistd::geteuid().as_raw(),
             here: true,
+            wants_accounts: true,
             passwd: text("/etc/passwd"),
             group: text("/etc/group"),
             look,
