@@ -23,6 +23,8 @@ pub(crate) struct Awake {
     pub(crate) broker: bool,
     /// The channel has bytes, or its state changed.
     pub(crate) channel: bool,
+    /// The channel's other end has said that it sends no more.
+    pub(crate) hang_up: bool,
 }
 
 const BROKER: u64 = 0;
@@ -52,7 +54,10 @@ impl Waiter {
         for event in &events[..count] {
             match event.data() {
                 BROKER => awake.broker = true,
-                _ => awake.channel = true,
+                _ => {
+                    awake.channel = true;
+                    awake.hang_up |= event.events().intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP);
+                }
             }
         }
         Ok(awake)
@@ -79,6 +84,9 @@ pub(crate) struct HostGone;
 pub(crate) struct Channel {
     descriptor: OwnedFd,
     kind: ChannelKind,
+    /// Its end stands behind the bytes that are there, and no second wake-up
+    /// will tell of it.
+    hung_up: bool,
 }
 
 impl Channel {
@@ -88,14 +96,20 @@ impl Channel {
     /// there is none, and a host that talks on while a thaw is awaited is not
     /// heard; neither may wake this process again and again.
     pub(crate) fn new(descriptor: OwnedFd, kind: ChannelKind, waiter: &Waiter) -> Result<Self, Errno> {
-        waiter.0.add(&descriptor, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, CHANNEL))?;
-        Ok(Self { descriptor, kind })
+        let changes = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+        waiter.0.add(&descriptor, EpollEvent::new(changes, CHANNEL))?;
+        Ok(Self { descriptor, kind, hung_up: false })
+    }
+
+    /// The other end sends no more: from now on read until the end is met.
+    pub(crate) fn hang_up(&mut self) {
+        self.hung_up = true;
     }
 
     /// Whether a channel that has no more says so by a read that is not filled.
     /// A port gives what one buffer of the host held, and may have more.
     pub(crate) fn drained_by(&self, read: usize, room: usize) -> bool {
-        self.kind == ChannelKind::Stream && read < room
+        self.kind == ChannelKind::Stream && read < room && !self.hung_up
     }
 
     /// Whether its host may leave and come back.

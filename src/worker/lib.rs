@@ -93,6 +93,9 @@ impl Worker {
             if awake.broker {
                 self.hear_note()?;
             }
+            if let Some(channel) = self.channel.as_mut().filter(|_| awake.hang_up) {
+                channel.hang_up();
+            }
             if awake.channel {
                 self.hear_host()?;
             }
