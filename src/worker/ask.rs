@@ -9,8 +9,10 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use postern_core::catalogue::Command;
-use postern_core::ipc::{Bytes, List, Pipe, ReceiveError, Received};
-use postern_core::messages::{Answer, Ask, ChannelKind, Count, Denial, FreezeState, Standing, Text, Use, WirePath};
+use postern_core::ipc::{Bytes, List, MAX_FRAME, Pipe, ReceiveError, Received};
+use postern_core::messages::{
+    Answer, Ask, ChannelKind, Count, Denial, FreezeState, MAX_MOUNTPOINTS, Standing, Text, Use, WirePath,
+};
 use postern_core::policy::ShutdownMode;
 use postern_core::policy::parts::WorkerPart;
 use postern_core::policy::rules::Mode;
@@ -92,7 +94,7 @@ impl Broker {
 
     /// Begins a freeze; [`Note::FreezeDone`] follows if it is not refused.
     pub(crate) fn freeze(&mut self, only: Option<Vec<WirePath>>) -> Result<Result<(), String>, BrokerLost> {
-        let only = match only.map(List::new) {
+        let only = match only.map(mountpoints) {
             None => None,
             Some(Some(only)) => Some(only),
             Some(None) => return Ok(Err("too many mountpoints in one list".to_owned())),
@@ -188,6 +190,15 @@ impl AsFd for Broker {
     }
 }
 
+/// A freeze list that fits a frame, if it does: the broker takes a worker that
+/// sends a longer frame for one that has fallen.
+fn mountpoints(only: Vec<WirePath>) -> Option<List<WirePath, MAX_MOUNTPOINTS>> {
+    // Before each path stands its length, before all of them the ask's number,
+    // whether there is a list, and how many there are.
+    let bytes: usize = only.iter().map(|path| 2 + path.as_slice().len()).sum();
+    List::new(only).filter(|_| bytes + 4 <= MAX_FRAME)
+}
+
 const fn lost(why: &ReceiveError) -> BrokerLost {
     BrokerLost { closed: matches!(why, ReceiveError::Closed) }
 }
@@ -206,4 +217,23 @@ fn note(received: Received<Answer>) -> Result<Note, Box<Received<Answer>>> {
             return Err(Box::new(Received { message, descriptor, sender: received.sender }));
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use postern_core::ipc::Wire;
+
+    #[test]
+    fn a_freeze_list_fits_a_frame_or_is_refused() {
+        let list = |count: usize, length: usize| mountpoints(vec![WirePath::cut(&vec![b'x'; length]); count]);
+        for (count, length) in [(0, 0), (1, 4095), (256, 1), (256, 253), (16, 4093)] {
+            let mut frame = Vec::new();
+            Ask::Freeze { only: Some(list(count, length).expect("it fits")) }.put(&mut frame);
+            assert!(frame.len() <= MAX_FRAME, "{count} of {length}: {}", frame.len());
+        }
+        for (count, length) in [(257, 1), (256, 254), (16, 4094), (256, 4095)] {
+            assert!(list(count, length).is_none(), "{count} of {length}");
+        }
+    }
 }
