@@ -168,8 +168,9 @@ impl Host {
         self.current.as_ref().map(|current| (current.channel.as_fd(), current.kind, current.peer))
     }
 
-    /// Lets go of a host that left. A port stays: it has no other.
-    pub(crate) fn drop_current(&mut self) -> Option<Peer> {
-        self.current.take().and_then(|gone| gone.peer)
+    /// Lets go of a host that left, and says who it was. `None`: there is none
+    /// that could have left. A port stays: postern has no other.
+    pub(crate) fn drop_current(&mut self) -> Option<Option<Peer>> {
+        self.current.take_if(|current| current.kind == ChannelKind::Stream).map(|gone| gone.peer)
     }
 }

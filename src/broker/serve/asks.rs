@@ -86,10 +86,10 @@ impl Broker {
                 self.lose_worker();
             }
             Ask::Closed { handle, used } => self.closed(handle, &used),
-            Ask::HostGone {} => {
-                let peer = self.parts.host.drop_current();
-                self.note(&Record::HostDisconnected { peer });
-            }
+            Ask::HostGone {} => match self.parts.host.drop_current() {
+                Some(peer) => self.note(&Record::HostDisconnected { peer }),
+                None => self.replace_hostile("it let go of a host that cannot have left"),
+            },
             Ask::Denied { command, why } => {
                 self.note(&Record::CommandRefused { command: text(command.as_slice()), because: why });
             }
