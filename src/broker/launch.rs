@@ -66,6 +66,13 @@ pub enum Fatal {
     /// Told to stop, and something could not be thawed.
     #[error("ending, although filesystems are still frozen; thaw them with: fsfreeze --unfreeze MOUNTPOINT")]
     StillFrozen,
+    /// An earlier run left something frozen, and this one could not thaw it.
+    #[error(
+        "an earlier run left filesystems frozen, and this one could not thaw them; start it as root with a policy \
+         that allows guest-fsfreeze-thaw, or thaw them (fsfreeze --unfreeze MOUNTPOINT) and remove the file \
+         'frozen' from the state directory"
+    )]
+    CannotThaw,
     /// A system call failed.
     #[error("{0} failed: {1}")]
     Call(&'static str, #[source] io::Error),
@@ -79,7 +86,7 @@ impl Fatal {
             Self::Unconfined { .. } | Self::Account(_) => 4,
             Self::Host(_) => 5,
             Self::Log(_) => 6,
-            Self::State(..) | Self::Spawner(_) | Self::StillFrozen | Self::Call(..) => 1,
+            Self::State(..) | Self::Spawner(_) | Self::StillFrozen | Self::CannotThaw | Self::Call(..) => 1,
         }
     }
 }
@@ -119,7 +126,12 @@ pub fn run(options: Options) -> Result<(), Fatal> {
     // Before any disk is touched: what did a former run leave?
     let state = state_directory(&policy.state, owner)?;
     let (memory, remembered) = memory(&policy.state, &state)?;
+    let needs_freeze = privileged && (policy.needs(Act::Freeze) || policy.needs(Act::Thaw));
     if let Some(remembered) = &remembered {
+        // Nobody would ever thaw, so nobody would ever write the log.
+        if !needs_freeze {
+            return Err(Fatal::CannotThaw);
+        }
         let count = remembered.filesystems.len();
         voice.say(Level::Warning, &format!("an earlier run left {count} filesystems frozen; waiting for a thaw"));
         voice.hold();
@@ -132,7 +144,6 @@ pub fn run(options: Options) -> Result<(), Fatal> {
         (Some(channel), _) => Host::open(channel)?,
         (None, None) => Host::open(&policy.channel)?,
     };
-    let needs_freeze = privileged && (policy.needs(Act::Freeze) || policy.needs(Act::Thaw));
     let mounts = needs_freeze.then(MountTable::open).transpose().map_err(call("reading the mount table"))?;
     let init = Init::recognise(Path::new("/proc"), Path::new("/run"), Path::new("/dev"));
     if privileged && policy.needs(Act::Shutdown) {
