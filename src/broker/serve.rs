@@ -33,7 +33,7 @@ use crate::family::{Family, Opener, Worker};
 use crate::fsfreeze::{Engine, Filesystem, Handles, Status, Why};
 use crate::host::Host;
 use crate::launch::Fatal;
-use crate::log::{Log, LogError};
+use crate::log::{Log, LogError, Receipt};
 use crate::say::{Level, Voice};
 use crate::shutdown::Shutdown;
 
@@ -325,6 +325,19 @@ impl Broker {
     fn note(&mut self, record: &Record) {
         if let Err(why) = self.parts.log.note(record) {
             self.log_failed(&why);
+        }
+    }
+
+    /// Writes the record that an act must have before it; whether the act may
+    /// follow. A record that waits in memory is none.
+    fn record_first(&mut self, record: &Record) -> bool {
+        match self.parts.log.record(record) {
+            Ok(Receipt::Written(_)) => true,
+            Ok(Receipt::Waiting) => false,
+            Err(why) => {
+                self.log_failed(&why);
+                false
+            }
         }
     }
 

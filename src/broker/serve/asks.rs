@@ -39,8 +39,16 @@ impl Broker {
                 return Ok(());
             }
         };
+        let ready = worker.ready;
+        // A thaw that has ended and was not yet heard of: first the log.
+        if self.parts.log.is_held() && !self.is_frozen() {
+            self.hear_engine();
+            if self.worker.is_none() {
+                return Ok(());
+            }
+        }
         let state = State {
-            ready: worker.ready,
+            ready,
             freeze: self.status(),
             thawing: self.owes_thaw,
             files: self.files.len(),
@@ -151,8 +159,7 @@ impl Broker {
                 });
             }
         };
-        if let Err(why) = self.parts.log.record(&Record::ShutdownAsked { mode, method }) {
-            self.log_failed(&why);
+        if !self.record_first(&Record::ShutdownAsked { mode, method }) {
             return self.refuse("the audit log takes no records");
         }
         self.say(Level::Notice, &format!("the host asks for {}", mode.name()));

@@ -20,8 +20,7 @@ use crate::say::Level;
 impl Broker {
     pub(super) fn act_freeze(&mut self, command: Command, only: Option<Vec<PathBuf>>) {
         let named: Mounts = only.iter().flatten().map(|path| path_text(path)).collect();
-        if let Err(why) = self.parts.log.record(&Record::FreezeAsked { command, mounts: named }) {
-            self.log_failed(&why);
+        if !self.record_first(&Record::FreezeAsked { command, mounts: named }) {
             return self.refuse("the audit log takes no records");
         }
         // From here to the last thaw nothing goes to any disk.

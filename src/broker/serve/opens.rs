@@ -36,8 +36,7 @@ impl Broker {
         };
         if changes {
             let asked = Record::OpenAsked { requested: text(path.as_slice()), mode, rule };
-            if let Err(why) = self.parts.log.record(&asked) {
-                self.log_failed(&why);
+            if !self.record_first(&asked) {
                 self.answer(&Answer::NotOpened { errno: Errno::EIO as i32 }, None);
                 return;
             }
@@ -152,8 +151,7 @@ impl Broker {
             handle: opening.handle,
             file: facts.clone(),
         };
-        if let Err(why) = self.parts.log.record(&granted) {
-            self.log_failed(&why);
+        if !self.record_first(&granted) {
             self.answer(&Answer::NotOpened { errno: Errno::EIO as i32 }, None);
             return;
         }
