@@ -27,6 +27,8 @@ pub(crate) struct State {
     pub(crate) opening: bool,
     /// Whether postern was started with what acts take (as root).
     pub(crate) privileged: bool,
+    /// Whether postern is ending: it has thawed, and nobody would thaw again.
+    pub(crate) stopping: bool,
 }
 
 /// What to do.
@@ -78,6 +80,8 @@ pub(crate) struct Refusal {
 const UNPRIVILEGED: &str = "not possible: postern was started without root";
 /// For a host that asks twice.
 const BUSY: &str = "a freeze or thaw is under way";
+/// For a host that asks while postern ends.
+const STOPPING: &str = "postern is stopping";
 
 /// Decides. `ask` is what the worker sent, in type.
 pub(crate) fn decide(state: State, ask: &Ask, policy: &Policy) -> Decision {
@@ -99,6 +103,8 @@ pub(crate) fn decide(state: State, ask: &Ask, policy: &Policy) -> Decision {
                 Decision::Hostile("it asked to freeze, which the policy withholds")
             } else if !state.privileged {
                 Decision::Refuse(UNPRIVILEGED)
+            } else if state.stopping {
+                Decision::Refuse(STOPPING)
             } else if state.freeze == Status::Thawed && !state.thawing {
                 // A list with nothing else than a plain freeze may come as
                 // either command.

@@ -54,6 +54,7 @@ impl Broker {
             files: self.files.len(),
             opening: self.opening.is_some(),
             privileged: self.parts.privileged,
+            stopping: self.stopping.is_some(),
         };
         match decide(state, &received.message, &self.parts.policy) {
             Decision::Note => self.take_note(received),
