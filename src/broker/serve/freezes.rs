@@ -118,7 +118,9 @@ impl Broker {
                 },
                 None,
             );
-        } else if self.worker.as_ref().is_some_and(|worker| worker.ready) {
+        } else {
+            // A worker that is still being born was told at its birth that
+            // filesystems are frozen; it hears this note behind that.
             self.answer(&Answer::Frozen { frozen: self.is_frozen() }, None);
         }
     }
