@@ -29,6 +29,9 @@ use crate::sys::descriptors::received;
 /// Largest frame in bytes: a freeze list of the largest size fits.
 pub const MAX_FRAME: usize = 64 * 1024;
 
+/// Most descriptors in one message, from the kernel's `net/scm.h`.
+const SCM_MAX_FD: usize = 253;
+
 /// A message that is a whole frame.
 pub trait Frame: Wire {
     /// Whether this message carries a descriptor.
@@ -165,8 +168,10 @@ impl<Out: Frame, In: Frame> Pipe<Out, In> {
     }
 
     fn receive_with(&mut self, flags: MsgFlags) -> Result<Received<In>, ReceiveError> {
-        let mut control = nix::cmsg_space!([RawFd; 1], UnixCredentials);
-        let mut descriptor = None;
+        // Room for as many as the kernel passes at once: what found none would
+        // stay open here under a number that nobody is told.
+        let mut control = nix::cmsg_space!([RawFd; SCM_MAX_FD], UnixCredentials);
+        let mut descriptors = Vec::new();
         let mut sender = None;
         let length = loop {
             let mut parts = [IoSliceMut::new(&mut self.buffer)];
@@ -182,9 +187,7 @@ impl<Out: Frame, In: Frame> Pipe<Out, In> {
                     for message in packet.cmsgs().map_err(ReceiveError::Socket)? {
                         match message {
                             ControlMessageOwned::ScmRights(numbers) => {
-                                for number in numbers {
-                                    descriptor = Some(received(number));
-                                }
+                                descriptors.extend(numbers.into_iter().map(received));
                             }
                             ControlMessageOwned::ScmCredentials(from) => {
                                 sender = Some(Sender { pid: from.pid(), uid: from.uid() });
@@ -205,9 +208,10 @@ impl<Out: Frame, In: Frame> Pipe<Out, In> {
             return Err(ReceiveError::Closed);
         }
         let message = In::whole(&self.buffer[..length])?;
-        if message.carries_descriptor() != descriptor.is_some() {
+        if descriptors.len() != usize::from(message.carries_descriptor()) {
             return Err(Malformed::Descriptor.into());
         }
+        let descriptor = descriptors.pop();
         Ok(Received { message, descriptor, sender })
     }
 }
@@ -215,5 +219,50 @@ impl<Out: Frame, In: Frame> Pipe<Out, In> {
 impl<Out, In> AsFd for Pipe<Out, In> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+    use crate::messages::{Answer, Ask, OpenerOrder, OpenerReport};
+
+    #[test]
+    fn descriptors_that_do_not_belong_are_closed() {
+        let (mut ours, theirs) = Pipe::<OpenerOrder, OpenerReport>::pair().expect("a pair");
+        let mut frame = Vec::new();
+        OpenerReport::Unconfined { why: Bytes::cut(b"") }.put(&mut frame);
+        for count in [1, 2, 3, 100, SCM_MAX_FD] {
+            let (mut watched, passed) = std::os::unix::net::UnixStream::pair().expect("a stream");
+            let rights = vec![passed.as_raw_fd(); count];
+            let control = [ControlMessage::ScmRights(&rights)];
+            sendmsg::<()>(theirs.as_raw_fd(), &[IoSlice::new(&frame)], &control, MsgFlags::empty(), None)
+                .expect("sent");
+            let refused = ours.try_receive();
+            assert!(matches!(refused, Err(ReceiveError::Malformed(Malformed::Descriptor))), "{count}: {refused:?}");
+            drop(passed);
+            watched.set_nonblocking(true).expect("non-blocking");
+            // The end shows only when no descriptor of the other side is open.
+            assert!(matches!(watched.read(&mut [0]), Ok(0)), "{count} were sent and not all closed");
+        }
+    }
+
+    #[test]
+    fn one_descriptor_arrives_and_two_do_not() {
+        let (ours, theirs) = Pipe::<Answer, Ask>::pair().expect("a pair");
+        let mut theirs = Pipe::<Ask, Answer>::new(theirs);
+        let file = std::fs::File::open("/dev/null").expect("/dev/null");
+        ours.send(&Answer::Opened { handle: 7 }, Some(file.as_fd())).expect("sent");
+        let received = theirs.receive().expect("received");
+        assert_eq!((received.message, received.descriptor.is_some()), (Answer::Opened { handle: 7 }, true));
+        let mut frame = Vec::new();
+        Answer::Opened { handle: 8 }.put(&mut frame);
+        let rights = [file.as_raw_fd(); 2];
+        let control = [ControlMessage::ScmRights(&rights)];
+        sendmsg::<()>(ours.as_fd().as_raw_fd(), &[IoSlice::new(&frame)], &control, MsgFlags::empty(), None)
+            .expect("sent");
+        assert!(matches!(theirs.receive(), Err(ReceiveError::Malformed(Malformed::Descriptor))));
     }
 }
