@@ -27,8 +27,8 @@ pub use files::{prepare_directory, tail_bytes_max};
 pub const RING_RECORDS: usize = 1024;
 /// Most bytes that waiting records take.
 pub const RING_BYTES: usize = 1 << 20;
-/// What of both is kept for [`Log::note`]: a host that repeats a refused
-/// command can fill the ring, but the thaw still has its place in it.
+/// What of both is kept for what a host cannot repeat at will: one that repeats
+/// a refused command can fill the ring, but the thaw still has its place in it.
 const RESERVE_RECORDS: usize = 64;
 const RESERVE_BYTES: usize = 256 << 10;
 
@@ -180,13 +180,14 @@ impl Log {
     /// takes records again; the error is for the operator only.
     pub fn note(&mut self, record: &Record) -> Result<Receipt, LogError> {
         let (at, body) = (Timestamp::now(), Body::of(record));
+        let (records, bytes) = if is_repeatable(record) { (RESERVE_RECORDS, RESERVE_BYTES) } else { (0, 0) };
         if self.held {
-            return self.wait(at, body, 0, 0);
+            return self.wait(at, body, records, bytes);
         }
         let result = self.settle().and_then(|()| self.write(at, &body));
         self.count(&result);
         if result.is_err() {
-            self.wait(at, body, 0, 0)?;
+            self.wait(at, body, records, bytes)?;
         }
         result.map(Receipt::Written)
     }
@@ -299,6 +300,20 @@ impl Log {
     const fn count<T>(&mut self, result: &Result<T, LogError>) {
         self.failures = if result.is_ok() { 0 } else { self.failures.saturating_add(1) };
     }
+}
+
+/// Whether a host, or a worker that has fallen, can cause such records without
+/// end.
+const fn is_repeatable(record: &Record) -> bool {
+    matches!(
+        record,
+        Record::CommandRefused { .. }
+            | Record::OpenRefused { .. }
+            | Record::ShutdownRefused { .. }
+            | Record::Counted { .. }
+            | Record::HostConnected { .. }
+            | Record::HostDisconnected { .. }
+    )
 }
 
 impl Open {

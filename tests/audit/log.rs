@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use postern_broker::log::{Log, LogError, RING_RECORDS, Receipt, prepare_directory};
 use postern_core::audit::{Mounts, Record, Text, ThawCause};
+use postern_core::messages::Denial;
 use postern_tools::audit::{Verified, verify};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -206,6 +207,15 @@ fn a_full_ring_counts_what_it_loses_and_keeps_a_place_for_the_thaw() {
     let large = stopped(&"\u{1}".repeat(4096));
     let kept = (0..RING_RECORDS).filter(|_| log.record(&large).is_ok()).count();
     assert!(kept > 10 && kept < 100, "{kept}");
+    log.note(&thawed()).expect("has a place");
+    log.release().expect("written");
+    whole(&[&place.path]);
+
+    // A command that is refused while frozen is noted, not recorded.
+    log.hold();
+    let denied = Record::CommandRefused { command: Text::from("flood"), because: Denial::WhileFrozen };
+    let kept = (0..2 * RING_RECORDS).filter(|_| log.note(&denied).is_ok()).count();
+    assert!(kept > RING_RECORDS / 2 && kept < RING_RECORDS, "{kept}");
     log.note(&thawed()).expect("has a place");
     log.release().expect("written");
     whole(&[&place.path]);
