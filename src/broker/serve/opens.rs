@@ -79,6 +79,12 @@ impl Broker {
             }
         };
         match received.message {
+            OpenerReport::Ready { .. } | OpenerReport::Unconfined { .. } if opener.ready => {
+                let child = opener.id;
+                let reason = text(b"it introduced itself twice");
+                self.note(&Record::MalformedFrame { role: audit::Role::Opener, child, reason });
+                self.lose_opener();
+            }
             OpenerReport::Ready { standing } => {
                 opener.ready = true;
                 opener.pid = received.sender.map_or(0, |sender| sender.pid);
