@@ -24,6 +24,10 @@ pub enum Level {
     Info = 6,
 }
 
+/// Most bytes of one line's text. A pipe that has room takes `PIPE_BUF`, 4096,
+/// without blocking; a worker's last words, escaped, may be longer.
+const LONGEST: usize = 4000;
+
 /// Most lines held back.
 const HELD: usize = 64;
 
@@ -49,7 +53,12 @@ impl Voice {
         if level > self.most {
             return;
         }
-        let text: String = text.chars().flat_map(escaped).collect();
+        let mut room = LONGEST;
+        let fits = |character: &char| {
+            room = room.saturating_sub(character.len_utf8());
+            room > 0
+        };
+        let text: String = text.chars().flat_map(escaped).take_while(fits).collect();
         let line = if self.journal { format!("<{}>{text}\n", level as u8) } else { format!("postern: {text}\n") };
         match self.held.borrow_mut().as_mut() {
             Some(held) if held.len() < HELD => held.push(line),
@@ -79,7 +88,7 @@ fn escaped(character: char) -> impl Iterator<Item = char> {
 }
 
 /// A pipe with room takes `PIPE_BUF` bytes without blocking; our lines are
-/// shorter.
+/// shorter, see [`LONGEST`].
 fn write_if_room(line: &str) {
     let stderr = std::io::stderr();
     let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
