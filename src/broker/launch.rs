@@ -263,15 +263,20 @@ fn state_failed(path: &Path, why: &dyn std::fmt::Display) -> Fatal {
 /// block.
 fn state_directory(path: &Path, (uid, gid): (u32, u32)) -> Result<OwnedFd, Fatal> {
     let failed = |why: &dyn std::fmt::Display| state_failed(path, why);
-    if matches!(fs::symlink_metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound) {
+    let missing = matches!(fs::symlink_metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound);
+    if missing {
         if let Some(parent) = path.parent() {
             fs::DirBuilder::new().mode(0o755).recursive(true).create(parent).map_err(|why| failed(&why))?;
         }
         fs::DirBuilder::new().mode(0o700).create(path).map_err(|why| failed(&why))?;
-        std::os::unix::fs::chown(path, Some(uid), Some(gid)).map_err(|why| failed(&why))?;
     }
     let directory =
         nix::fcntl::open(path, OPEN_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty()).map_err(|why| failed(&why))?;
+    if missing {
+        // By descriptor: whoever may write the directory above could have put
+        // a link in its place.
+        std::os::unix::fs::fchown(&directory, Some(uid), Some(gid)).map_err(|why| failed(&why))?;
+    }
     let found = fs::File::from(duplicate(&directory)?).metadata().map_err(|why| failed(&why))?;
     if found.uid() != uid {
         return Err(failed(&format!("belongs to uid {}; give it to uid {uid}", found.uid())));
