@@ -264,7 +264,9 @@ impl Broker {
     fn thaw_due(&self) -> Option<Instant> {
         let deadline = self.parts.engine.as_ref()?.deadline(self.parts.policy.freeze.limit)?;
         let next = self.next_limit?;
-        let due = Instant::now() + deadline.saturating_sub(boottime());
+        // Asked anew after each wait, none of which is longer; a time from the
+        // state directory may be any.
+        let due = Instant::now() + deadline.saturating_sub(boottime()).min(2 * LOOK_AGAIN);
         Some(due.max(next))
     }
 
