@@ -95,6 +95,8 @@ pub(crate) struct Broker {
     opener: Option<Opener>,
     worker: Option<Worker>,
     gone: Vec<Gone>,
+    /// Whether an opener has been confined: every path that must be there was.
+    paths_stood: bool,
     /// How many children in a row died before they were confined.
     stillborn: u32,
     /// What is known of why the next child is let go of.
@@ -153,6 +155,7 @@ impl Broker {
             opener: None,
             worker: None,
             gone: Vec::new(),
+            paths_stood: false,
             stillborn: 0,
             last_words: None,
             files: BTreeMap::new(),

@@ -31,7 +31,13 @@ impl Broker {
         let failed = |errno: Errno| Fatal::Call("asking for a child", errno.into());
         if self.opener.is_none() && !self.parts.policy.files.is_empty() {
             let mut opener: Opener = self.parts.family.start(Role::Opener).map_err(failed)?;
-            let orders = self.parts.policy.opener_part().orders();
+            let mut part = self.parts.policy.opener_part();
+            // Who may remove a file that a rule names must not be able to end
+            // postern: what is not there is granted to nobody.
+            for rule in &mut part.rules {
+                rule.optional |= self.paths_stood;
+            }
+            let orders = part.orders();
             let long =
                 |path: PathBuf| Fatal::Unconfined { who: "opener", why: format!("{} is too long", path.display()) };
             opener.tell(orders.map_err(long)?).map_err(failed)?;
@@ -137,7 +143,7 @@ impl Broker {
         }
         for &rule in standing.missing.as_slice() {
             if let Some(rule) = self.parts.policy.files.get(usize::from(rule)) {
-                self.say(Level::Notice, &format!("optional path {} is not there", rule.path.display()));
+                self.say(Level::Notice, &format!("path {} is not there", rule.path.display()));
             }
         }
         let (pid, uid) = sender.map_or((0, 0), |sender| (sender.pid, sender.uid));

@@ -87,6 +87,7 @@ impl Broker {
             }
             OpenerReport::Ready { standing } => {
                 opener.ready = true;
+                self.paths_stood = true;
                 opener.pid = received.sender.map_or(0, |sender| sender.pid);
                 let child = opener.id;
                 self.child_ready(Role::Opener, child, &standing, received.sender);
