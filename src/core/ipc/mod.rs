@@ -29,6 +29,9 @@ use crate::sys::descriptors::received;
 /// Largest frame in bytes: a freeze list of the largest size fits.
 pub const MAX_FRAME: usize = 64 * 1024;
 
+/// Most descriptors in one packet, the kernel's limit (`net/scm.h`).
+const SCM_MAX_FD: usize = 253;
+
 /// A message that is a whole frame.
 pub trait Frame: Wire {
     /// Whether this message carries a descriptor.
@@ -165,8 +168,10 @@ impl<Out: Frame, In: Frame> Pipe<Out, In> {
     }
 
     fn receive_with(&mut self, flags: MsgFlags) -> Result<Received<In>, ReceiveError> {
-        let mut control = nix::cmsg_space!([RawFd; 1], UnixCredentials);
-        let mut descriptor = None;
+        // Room for as many descriptors as a packet can bring: where there is
+        // less, the kernel installs what fits and nix names none of them.
+        let mut control = nix::cmsg_space!([RawFd; SCM_MAX_FD], UnixCredentials);
+        let mut descriptors = Vec::new();
         let mut sender = None;
         let length = loop {
             let mut parts = [IoSliceMut::new(&mut self.buffer)];
@@ -182,9 +187,7 @@ impl<Out: Frame, In: Frame> Pipe<Out, In> {
                     for message in packet.cmsgs().map_err(ReceiveError::Socket)? {
                         match message {
                             ControlMessageOwned::ScmRights(numbers) => {
-                                for number in numbers {
-                                    descriptor = Some(received(number));
-                                }
+                                descriptors.extend(numbers.into_iter().map(received));
                             }
                             ControlMessageOwned::ScmCredentials(from) => {
                                 sender = Some(Sender { pid: from.pid(), uid: from.uid() });
@@ -192,7 +195,7 @@ impl<Out: Frame, In: Frame> Pipe<Out, In> {
                             _ => {}
                         }
                     }
-                    if packet.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+                    if packet.flags.contains(MsgFlags::MSG_TRUNC) || descriptors.len() > 1 {
                         return Err(Malformed::TooLong.into());
                     }
                     break packet.bytes;
@@ -205,6 +208,7 @@ impl<Out: Frame, In: Frame> Pipe<Out, In> {
             return Err(ReceiveError::Closed);
         }
         let message = In::whole(&self.buffer[..length])?;
+        let descriptor = descriptors.pop();
         if message.carries_descriptor() != descriptor.is_some() {
             return Err(Malformed::Descriptor.into());
         }
