@@ -151,6 +151,7 @@ const DEATHS: &[Script] = &[
     script("it ends", true, |_| process::exit_now(7), "\"exit_code\":7"),
     script("it breaks its filter", true, |_| drop(fs::read("/etc/passwd")), "\"signal\":31"),
     script("it hangs up", true, |_| drop(descriptors::inherited(3)), "worker"),
+    script("it never says a word", false, |_| (), "worker"),
     script("it says nothing and leaves", true, |_| raw(&[]), "worker"),
     script("it panics", true, |_| raw(&frame(&Ask::Panicked { message: Text::cut(b"last words") })), "last words"),
 ];
