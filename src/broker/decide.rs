@@ -152,3 +152,6 @@ fn open(state: State, path: &std::path::Path, mode: Mode, policy: &Policy) -> De
         Verdict::LacksRight { rule } => refuse(Errno::EACCES, "no rule grants this mode here", Some(rule)),
     }
 }
+
+#[cfg(all(test, not(feature = "sabotage")))]
+mod tests;

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 use postern_core::ipc::{Frame, Pipe};
-use postern_core::messages::{Answer, Ask, Identity, OpenerOrder, OpenerReport, Role, SpawnerOrder, SpawnerReport};
+use postern_core::messages::{
+    Answer, Ask, BIRTH_LIMIT, Identity, OpenerOrder, OpenerReport, Role, SpawnerOrder, SpawnerReport,
+};
 use postern_core::sys::process::{self, Birth};
 
 use crate::spawner;
@@ -33,6 +35,8 @@ pub(crate) struct Child<Out, In> {
     pub(crate) pid: i32,
     /// Whether it has said that it is confined.
     pub(crate) ready: bool,
+    /// When it was asked for.
+    since: Instant,
     /// What it has to be told still, as its side of the pipe has room.
     untold: VecDeque<Out>,
 }
@@ -60,6 +64,11 @@ impl<Out: Frame, In: Frame> Child<Out, In> {
             }
         }
         Ok(())
+    }
+
+    /// When it is given up, unless it has spoken.
+    pub(crate) fn given_up_at(&self) -> Option<Instant> {
+        (!self.ready).then(|| self.since + BIRTH_LIMIT)
     }
 
     /// What to poll its pipe for.
@@ -116,7 +125,7 @@ impl Family {
         if self.births.len() > BURST {
             self.births.pop_front();
         }
-        Ok(Child { id, pipe, pid: 0, ready: false, untold: VecDeque::new() })
+        Ok(Child { id, pipe, pid: 0, ready: false, since: Instant::now(), untold: VecDeque::new() })
     }
 
     /// When the next child may be started, so that one that always dies does

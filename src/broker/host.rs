@@ -170,7 +170,15 @@ impl Host {
 
     /// Lets go of a host that left, and says who it was. `None`: there is none
     /// that could have left. A port stays: postern has no other.
-    pub(crate) fn drop_current(&mut self) -> Option<Option<Peer>> {
-        self.current.take_if(|current| current.kind == ChannelKind::Stream).map(|gone| gone.peer)
+    pub(crate) fn drop_current(&mut self) -> Option<Left> {
+        let gone = self.current.take_if(|current| current.kind == ChannelKind::Stream)?;
+        Some(Left { peer: gone.peer })
     }
+}
+
+/// A host that has left.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Left {
+    /// Who it was, if the kernel knew.
+    pub(crate) peer: Option<Peer>,
 }

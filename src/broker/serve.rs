@@ -29,7 +29,7 @@ use postern_core::messages::{Answer, BIRTH_LIMIT, Role, WirePath};
 use postern_core::policy::Policy;
 use postern_core::policy::rules::Mode;
 
-use crate::family::{Family, Opener, Worker};
+use crate::family::{Child, Family, Opener, Worker};
 use crate::fsfreeze::{Engine, Filesystem, Handles, Status, Why};
 use crate::host::Host;
 use crate::launch::Fatal;
@@ -260,7 +260,9 @@ impl Broker {
         let birth = (missing && self.stopping.is_none()).then(|| self.parts.family.next_birth());
         let thaw = self.thaw_due();
         let farewell = self.stopping.filter(|_| self.worker.is_some());
-        [opening, birth, thaw, farewell].into_iter().flatten().min()
+        let worker = self.worker.as_ref().and_then(Child::given_up_at);
+        let opener = self.opener.as_ref().and_then(Child::given_up_at);
+        [opening, birth, thaw, farewell, worker, opener].into_iter().flatten().min()
     }
 
     /// When to thaw by ourselves what is frozen too long.
@@ -278,6 +280,14 @@ impl Broker {
         if self.opening.as_ref().is_some_and(|opening| now >= opening.since + OPEN_LIMIT) {
             self.say(Level::Error, "an open took too long; replacing the opener");
             self.lose_opener();
+        }
+        if self.opener.as_ref().and_then(Child::given_up_at).is_some_and(|until| now >= until) {
+            self.say(Level::Error, "an opener said nothing; replacing it");
+            self.lose_opener();
+        }
+        if self.worker.as_ref().and_then(Child::given_up_at).is_some_and(|until| now >= until) {
+            self.say(Level::Error, "a worker said nothing; replacing it");
+            self.lose_worker();
         }
         if self.thaw_due().is_some_and(|due| now >= due)
             && let Some(engine) = &self.parts.engine
@@ -360,5 +370,5 @@ impl Broker {
     }
 }
 
-// A child that says nothing for so long is given up by its socket's closing.
+// An open waits for an opener that is being born.
 const _: () = assert!(BIRTH_LIMIT.as_secs() < OPEN_LIMIT.as_secs());

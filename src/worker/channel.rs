@@ -52,12 +52,11 @@ impl Waiter {
             other => other?,
         };
         for event in &events[..count] {
-            match event.data() {
-                BROKER => awake.broker = true,
-                _ => {
-                    awake.channel = true;
-                    awake.hang_up |= event.events().intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP);
-                }
+            if event.data() == BROKER {
+                awake.broker = true;
+            } else {
+                awake.channel = true;
+                awake.hang_up |= event.events().intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP);
             }
         }
         Ok(awake)

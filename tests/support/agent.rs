@@ -54,8 +54,8 @@ pub(crate) struct Home {
     pub(crate) user: Option<u32>,
     /// Which executable.
     pub(crate) binary: PathBuf,
-    /// What to give it on the command line besides policy and verbosity.
-    pub(crate) arguments: Vec<String>,
+    /// What to give it on the command line before verbosity and policy.
+    pub(crate) launch: Vec<String>,
 }
 
 impl Home {
@@ -82,7 +82,7 @@ impl Home {
             (true, None) => (first, first + 1),
             (false, None) => (me, me + 1),
         };
-        let home = Self { directory, worker, broker, user, binary: BINARY.into(), arguments: Vec::new() };
+        let home = Self { directory, worker, broker, user, binary: BINARY.into(), launch: vec!["run".into()] };
         fs::set_permissions(home.directory.path(), Permissions::from_mode(0o755)).expect("the directory's mode");
         fs::create_dir(home.files()).expect("a directory for files");
         if root {
@@ -145,7 +145,7 @@ impl Home {
             chown(&policy, Some(user), Some(user)).expect("the policy's owner");
         }
         let stderr = File::options().create(true).append(true).open(self.path("stderr")).expect("a file for stderr");
-        command.arg("run").args(&self.arguments).args(["-vv", "--policy"]).arg(policy);
+        command.args(&self.launch).args(["-vv", "--policy"]).arg(policy);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         command
     }

@@ -96,7 +96,7 @@ impl Broker {
             }
             Ask::Closed { handle, used } => self.closed(handle, &used),
             Ask::HostGone {} => match self.parts.host.drop_current() {
-                Some(peer) => self.note(&Record::HostDisconnected { peer }),
+                Some(left) => self.note(&Record::HostDisconnected { peer: left.peer }),
                 None => self.replace_hostile("it let go of a host that cannot have left"),
             },
             Ask::Denied { command, why } => {

@@ -1,0 +1,312 @@
+//! Every ask in every state under policies that grant and withhold.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use postern_core::catalogue::CommandSet;
+use postern_core::ipc::{Bytes, List};
+use postern_core::messages::{Count, Denial, Standing, Text, Use, WirePath};
+use postern_core::policy::rules::{FileRule, Rights, Types};
+use postern_core::policy::{Audit, Channel, Freeze, Identities, Limits, Shutdown, ShutdownMethod};
+
+use super::*;
+
+const HANDLES: u32 = 2;
+
+fn rule(path: &str, rights: Rights, except: &[&str]) -> FileRule {
+    let except = except.iter().map(PathBuf::from).collect();
+    FileRule { path: path.into(), rights, except, optional: false, types: Types::REGULAR }
+}
+
+fn policy(commands: &[Command], modes: &[ShutdownMode]) -> Policy {
+    Policy {
+        digest: [0; 32],
+        commands: commands.iter().copied().collect(),
+        files: vec![
+            rule("/read", Rights::READ, &["/read/except"]),
+            rule("/write", Rights::READ.with(Rights::WRITE), &[]),
+            rule("/create", Rights::CREATE, &[]),
+            rule("/append", Rights::APPEND, &[]),
+        ],
+        create_mode: 0o600,
+        freeze: Freeze { limit: Duration::from_secs(60) },
+        shutdown: Shutdown { modes: modes.to_vec(), method: ShutdownMethod::Init },
+        limits: Limits { handles: HANDLES, ..Limits::default() },
+        audit: Audit { log: "/log/audit.jsonl".into() },
+        identities: Identities { worker: None, broker: None, groups: Vec::new() },
+        channel: Channel::UnixListen("/run/socket".into()),
+        state: "/run/state".into(),
+    }
+}
+
+fn everything() -> Policy {
+    policy(&Command::all().collect::<Vec<_>>(), &ShutdownMode::ALL)
+}
+
+/// One policy per command that is withheld, besides all and none.
+fn policies() -> Vec<Policy> {
+    let all: CommandSet = Command::all().collect();
+    let without = |command: Command| {
+        let mut some = all;
+        some.remove(command);
+        policy(&some.iter().collect::<Vec<_>>(), &[ShutdownMode::Halt])
+    };
+    Command::all().map(without).chain([everything(), policy(&[], &[])]).collect()
+}
+
+fn states() -> Vec<State> {
+    let mut states = Vec::new();
+    for freeze in [Status::Thawed, Status::Freezing, Status::Frozen, Status::Error] {
+        for files in [0, HANDLES as usize] {
+            for bits in 0..16_u8 {
+                let bit = |number: u8| bits & (1 << number) != 0;
+                let (ready, thawing, opening, privileged) = (bit(0), bit(1), bit(2), bit(3));
+                states.push(State { ready, freeze, thawing, files, opening, privileged });
+            }
+        }
+    }
+    states
+}
+
+const USUAL: State =
+    State { ready: true, freeze: Status::Thawed, thawing: false, files: 0, opening: false, privileged: true };
+
+fn open(path: &str, mode: Mode) -> Ask {
+    Ask::Open { path: WirePath::new(path.as_bytes()).expect("a path"), mode }
+}
+
+/// Every kind of ask, and of those with choices each.
+fn asks() -> Vec<Ask> {
+    let text = || Text::cut(b"text");
+    let list = |paths: &[&str]| {
+        List::new(paths.iter().map(|path| WirePath::cut(path.as_bytes())).collect()).expect("a short list")
+    };
+    let mut asks = vec![
+        Ask::Ready { standing: Standing { landlock_abi: 7, missing: List::default() } },
+        Ask::Unconfined { why: text() },
+        Ask::Panicked { message: text() },
+        Ask::Closed { handle: 1000, used: Use { read: 0, written: 0, calls: 0 } },
+        Ask::HostGone {},
+        Ask::Denied { command: Bytes::cut(b"guest-exec"), why: Denial::NotOffered },
+        Ask::Counted { commands: List::new(vec![Count { command: Command::Ping, times: 1 }]).expect("a short list") },
+        Ask::Freeze { only: None },
+        Ask::Freeze { only: Some(list(&[])) },
+        Ask::Freeze { only: Some(list(&["/mnt"])) },
+        Ask::Thaw {},
+        Ask::Status {},
+    ];
+    asks.extend(ShutdownMode::ALL.map(|mode| Ask::Shutdown { mode }));
+    for path in [
+        "/read/a",
+        "/read/except/a",
+        "/write/a",
+        "/create/a",
+        "/append/a",
+        "/etc/passwd",
+        "relative",
+        "/read/../etc",
+        "",
+    ] {
+        asks.extend(Mode::ALL.map(|mode| open(path, mode)));
+    }
+    asks
+}
+
+/// Calls `check` with every case.
+fn each_case(mut check: impl FnMut(State, &Ask, &Policy, Decision)) {
+    for policy in policies() {
+        for state in states() {
+            for ask in asks() {
+                check(state, &ask, &policy, decide(state, &ask, &policy));
+            }
+        }
+    }
+}
+
+#[test]
+fn before_it_is_confined_a_worker_only_introduces_itself() {
+    each_case(|state, ask, _, decision| {
+        let first = matches!(ask, Ask::Ready { .. } | Ask::Unconfined { .. });
+        let last = matches!(ask, Ask::Panicked { .. });
+        match (state.ready, first || last) {
+            (false, true) => assert_eq!(decision, Decision::Note, "{state:?} {ask:?}"),
+            (false, false) => assert!(matches!(decision, Decision::Hostile(_)), "{state:?} {ask:?}: {decision:?}"),
+            (true, _) if first => assert!(matches!(decision, Decision::Hostile(_)), "{state:?} {ask:?}: {decision:?}"),
+            (true, _) => {}
+        }
+    });
+}
+
+/// What only reports has no effect, whatever the state.
+#[test]
+fn reports_are_noted() {
+    each_case(|state, ask, _, decision| {
+        let report = matches!(
+            ask,
+            Ask::Closed { .. } | Ask::HostGone {} | Ask::Denied { .. } | Ask::Counted { .. } | Ask::Panicked { .. }
+        );
+        if report && state.ready {
+            assert_eq!(decision, Decision::Note, "{state:?} {ask:?}");
+        }
+    });
+}
+
+#[test]
+fn an_effect_takes_policy_and_state() {
+    let mut effects = [0; 5];
+    each_case(|state, ask, policy, decision| {
+        let says = |command| policy.commands.contains(command);
+        let (number, allowed) = match &decision {
+            Decision::Open { .. } => {
+                (0, says(Command::FileOpen) && state.files < HANDLES as usize && state.freeze == Status::Thawed)
+            }
+            Decision::Freeze(_) => {
+                let may = says(Command::FsfreezeFreeze) || says(Command::FsfreezeFreezeList);
+                (1, may && state.privileged && state.freeze == Status::Thawed && !state.thawing)
+            }
+            Decision::Thaw => (2, says(Command::FsfreezeThaw) && state.privileged && !state.thawing),
+            Decision::Shutdown(mode) => {
+                let may = says(Command::Shutdown) && policy.shutdown.modes.contains(mode);
+                (3, may && state.privileged && state.freeze == Status::Thawed)
+            }
+            Decision::Status => (4, says(Command::FsfreezeStatus)),
+            Decision::RefuseOpen(_) | Decision::Refuse(_) | Decision::Note | Decision::Hostile(_) => return,
+        };
+        effects[number] += 1;
+        assert!(allowed && state.ready && !state.opening, "{state:?} {ask:?}: {decision:?}");
+    });
+    assert!(effects.iter().all(|count| *count > 0), "the control: each effect is allowed somewhere: {effects:?}");
+}
+
+/// The worker has the policy's part: it asks for what is withheld only if it is
+/// somebody else's.
+#[test]
+fn what_the_policy_withholds_is_hostile() {
+    each_case(|state, ask, policy, decision| {
+        let says = |command| policy.commands.contains(command);
+        let granted = match ask {
+            Ask::Open { .. } => says(Command::FileOpen),
+            Ask::Freeze { .. } => says(Command::FsfreezeFreeze) || says(Command::FsfreezeFreezeList),
+            Ask::Thaw {} => says(Command::FsfreezeThaw),
+            Ask::Status {} => says(Command::FsfreezeStatus),
+            Ask::Shutdown { .. } => says(Command::Shutdown),
+            _ => return,
+        };
+        if !granted {
+            assert!(matches!(decision, Decision::Hostile(_)), "{state:?} {ask:?}: {decision:?}");
+        } else if state.ready && !state.opening {
+            assert!(!matches!(decision, Decision::Hostile(_)), "{state:?} {ask:?}: {decision:?}");
+        }
+    });
+}
+
+/// A sound worker waits for its answer.
+#[test]
+fn a_second_ask_before_the_answer_is_hostile() {
+    each_case(|state, ask, _, decision| {
+        let asks =
+            matches!(ask, Ask::Open { .. } | Ask::Freeze { .. } | Ask::Thaw {} | Ask::Status {} | Ask::Shutdown { .. });
+        if asks && state.opening {
+            assert!(matches!(decision, Decision::Hostile(_)), "{state:?} {ask:?}: {decision:?}");
+        }
+    });
+}
+
+/// In the usual state, under a policy that grants everything: row by row.
+#[test]
+fn each_ask_gets_its_due() {
+    use Decision::{Freeze, Note, Thaw};
+    let policy = everything();
+    let due = |ask: &Ask| decide(USUAL, ask, &policy);
+    let rows = asks();
+    for ask in &rows {
+        let right = match ask {
+            Ask::Ready { .. } | Ask::Unconfined { .. } => matches!(due(ask), Decision::Hostile(_)),
+            Ask::Panicked { .. } | Ask::Closed { .. } | Ask::HostGone {} | Ask::Denied { .. } | Ask::Counted { .. } => {
+                due(ask) == Note
+            }
+            Ask::Freeze { only: None } => due(ask) == Freeze(Command::FsfreezeFreeze),
+            Ask::Freeze { only: Some(_) } => due(ask) == Freeze(Command::FsfreezeFreezeList),
+            Ask::Thaw {} => due(ask) == Thaw,
+            Ask::Status {} => due(ask) == Decision::Status,
+            Ask::Shutdown { mode } => due(ask) == Decision::Shutdown(*mode),
+            Ask::Open { .. } => matches!(due(ask), Decision::Open { .. } | Decision::RefuseOpen(_)),
+        };
+        assert!(right, "{ask:?}: {:?}", due(ask));
+    }
+}
+
+#[test]
+fn each_state_refuses_as_it_should() {
+    let halting = policy(&[Command::Shutdown], &[ShutdownMode::Halt]);
+    let policy = everything();
+    let frozen = State { freeze: Status::Frozen, ..USUAL };
+    let plain = State { privileged: false, ..USUAL };
+    let thawing = State { thawing: true, ..USUAL };
+    let refused = |state, ask: &Ask, why| assert_eq!(decide(state, ask, &policy), Decision::Refuse(why), "{ask:?}");
+    for ask in [Ask::Freeze { only: None }, Ask::Thaw {}, Ask::Shutdown { mode: ShutdownMode::Halt }] {
+        refused(plain, &ask, UNPRIVILEGED);
+    }
+    refused(frozen, &Ask::Freeze { only: None }, BUSY);
+    refused(thawing, &Ask::Freeze { only: None }, BUSY);
+    refused(thawing, &Ask::Thaw {}, BUSY);
+    for state in [Status::Freezing, Status::Frozen, Status::Error] {
+        let state = State { freeze: state, ..USUAL };
+        refused(state, &Ask::Shutdown { mode: ShutdownMode::Halt }, "filesystems are frozen");
+        assert_eq!(decide(state, &Ask::Thaw {}, &policy), Decision::Thaw, "{state:?}");
+    }
+    let reboot = decide(USUAL, &Ask::Shutdown { mode: ShutdownMode::Reboot }, &halting);
+    assert_eq!(reboot, Decision::Refuse("the guest's policy does not allow this mode"));
+}
+
+/// Path and mode against the rules; the rules themselves have their own tests.
+#[test]
+fn each_open_meets_its_rule() {
+    let policy = everything();
+    let on = |rule, changes| Decision::Open { rule, changes };
+    let no = |errno, why, rule| Decision::RefuseOpen(Refusal { errno, by: Barrier::Broker, why, rule, resolved: None });
+    let lacks = |rule| no(Errno::EACCES, "no rule grants this mode here", Some(rule));
+    let unreached = no(Errno::EACCES, "no rule reaches the path", None);
+    let odd = no(Errno::EACCES, "the path is not absolute and plain", None);
+    let rows = [
+        ("/read/a", Mode::Read, on(0, false)),
+        ("/read/a", Mode::Write, lacks(0)),
+        ("/read/a", Mode::Append, lacks(0)),
+        ("/read/a", Mode::ReadPlus, lacks(0)),
+        ("/read/except", Mode::Read, no(Errno::EACCES, "a rule excepts the path", Some(0))),
+        ("/read/except/a", Mode::Read, no(Errno::EACCES, "a rule excepts the path", Some(0))),
+        ("/read/exceptional", Mode::Read, on(0, false)),
+        ("/write/a", Mode::Read, on(1, false)),
+        ("/write/a", Mode::ReadPlus, on(1, false)),
+        // Truncates: recorded first.
+        ("/write/a", Mode::Write, on(1, true)),
+        ("/write/a", Mode::WritePlus, on(1, true)),
+        ("/write/a", Mode::Append, on(1, false)),
+        // May make a file: recorded first.
+        ("/create/a", Mode::Write, on(2, true)),
+        ("/create/a", Mode::Append, on(2, true)),
+        ("/create/a", Mode::Read, lacks(2)),
+        ("/append/a", Mode::Append, on(3, false)),
+        ("/append/a", Mode::Write, lacks(3)),
+        ("/append/a", Mode::ReadPlus, lacks(3)),
+        ("/etc/passwd", Mode::Read, unreached.clone()),
+        ("/readable", Mode::Read, unreached.clone()),
+        ("/", Mode::Read, unreached),
+        ("relative", Mode::Read, odd.clone()),
+        ("", Mode::Read, odd.clone()),
+        ("/read/../etc/passwd", Mode::Read, odd.clone()),
+        ("/read/./a", Mode::Read, odd.clone()),
+        ("/read//a", Mode::Read, odd),
+    ];
+    for (path, mode, due) in rows {
+        assert_eq!(decide(USUAL, &open(path, mode), &policy), due, "{path} {mode:?}");
+    }
+    let full = State { files: HANDLES as usize, ..USUAL };
+    let limit = no(Errno::EMFILE, "as many files are open as the policy allows", None);
+    assert_eq!(decide(full, &open("/read/a", Mode::Read), &policy), limit);
+    for freeze in [Status::Freezing, Status::Frozen, Status::Error] {
+        let frozen = State { freeze, ..USUAL };
+        let busy = no(Errno::EBUSY, "filesystems are frozen", None);
+        assert_eq!(decide(frozen, &open("/read/a", Mode::Read), &policy), busy, "{freeze:?}");
+    }
+}

@@ -1,0 +1,312 @@
+//! A worker that belongs to an attacker, before the real broker and spawner.
+//!
+//! The broker is started from this test's own executable, so the children that
+//! the real spawner gives birth to are this executable again. It plays spawner
+//! and opener as the shipped one does; the first worker plays the script of
+//! [`SCRIPT`], the next are real.
+
+use std::collections::BTreeMap;
+use std::ffi::CStr;
+use std::fs;
+use std::io::IoSlice;
+use std::process::ExitCode;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg};
+use nix::sys::stat::Mode as Permission;
+use nix::unistd::read;
+use postern_broker::{Options, spawner};
+use postern_core::confine;
+use postern_core::ipc::{List, Pipe, Wire};
+use postern_core::messages::{Answer, Ask, Role, Standing, Text, Use, WirePath};
+use postern_core::policy::ShutdownMode;
+use postern_core::policy::rules::Mode;
+use postern_core::policy::written::{self, World};
+use postern_core::sys::{descriptors, process};
+use serde_json::Value;
+
+use crate::host::{INSIDE, POLICY, home};
+use crate::support::agent::{Agent, Home, eventually};
+use crate::support::cell;
+
+/// What the first worker is to do, by name; readable by every account.
+const SCRIPT: &str = "/tmp/script";
+/// A file of the policy.
+const TARGET: &str = "/tmp/target/inside";
+/// Process id of the first worker in the spawner's namespace: the spawner is 1,
+/// the opener 2.
+const FIRST: u32 = 3;
+
+/// Plays a child of the spawner, if this process was born as one.
+pub(crate) fn as_child() -> Option<ExitCode> {
+    let name = std::env::args().next()?;
+    let is = |known: &CStr| name.as_bytes() == known.to_bytes();
+    let status = if is(spawner::NAME) {
+        spawner::run() as i32
+    } else if is(spawner::name(Role::Opener)) {
+        postern_opener::run() as i32
+    } else if is(spawner::name(Role::Worker)) {
+        match script_of_first() {
+            Some(script) if std::process::id() == FIRST => attack(&script),
+            _ => postern_worker::run() as i32,
+        }
+    } else {
+        return None;
+    };
+    process::exit_now(status)
+}
+
+/// Read as the spawner's filter allows: the standard library would ask for the
+/// size first.
+fn script_of_first() -> Option<String> {
+    let file = open(SCRIPT, OFlag::O_RDONLY, Permission::empty()).ok()?;
+    let mut text = [0; 100];
+    let length = read(&file, &mut text).ok()?;
+    String::from_utf8(text[..length].to_vec()).ok()
+}
+
+/// The role of the broker: the last argument is the policy.
+pub(crate) fn broker(arguments: &[String]) {
+    let policy = arguments.last().map(std::path::Path::new);
+    let policy = written::load(policy, &World::live()).unwrap_or_else(|why| panic!("{why}")).policy;
+    let options = Options { policy, channel: None, verbosity: postern_broker::say::Level::Info };
+    let ended = postern_broker::run(options);
+    if let Err(fatal) = &ended {
+        eprintln!("postern: {fatal}");
+    }
+    process::exit_now(ended.map_or_else(|fatal| i32::from(fatal.status()), |()| 0))
+}
+
+// ---- the attacker ------------------------------------------------------------
+
+type Broker = Pipe<Ask, Answer>;
+
+/// A frame as it stands on the wire.
+fn frame(ask: &Ask) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    ask.put(&mut bytes);
+    bytes
+}
+
+fn raw(bytes: &[u8]) {
+    let _ = send(3, bytes, MsgFlags::MSG_NOSIGNAL);
+}
+
+/// Sends a frame with as many descriptors.
+fn with_descriptors(bytes: &[u8], count: usize) {
+    let numbers = vec![0; count];
+    let rights = [ControlMessage::ScmRights(&numbers)];
+    let _ = sendmsg::<()>(3, &[IoSlice::new(bytes)], &rights, MsgFlags::MSG_NOSIGNAL, None);
+}
+
+fn asks(path: &str) -> Ask {
+    Ask::Open { path: WirePath::new(path.as_bytes()).expect("a path"), mode: Mode::Read }
+}
+
+const UNUSED: Use = Use { read: 0, written: 0, calls: 0 };
+
+/// What a script does, and a word of the record that must come of it.
+struct Script {
+    name: &'static str,
+    /// Whether the worker confines itself and says so first.
+    confined: bool,
+    act: fn(&mut Broker),
+    recorded: &'static str,
+}
+
+const fn script(name: &'static str, confined: bool, act: fn(&mut Broker), recorded: &'static str) -> Script {
+    Script { name, confined, act, recorded }
+}
+
+const SCRIPTS: &[Script] = &[
+    script("noise instead of a first word", false, |_| raw(&[0xff; 100]), "out of range"),
+    script("noise", true, |_| raw(&[0xff; 100]), "out of range"),
+    script("a message number that is none", true, |_| raw(&[0]), "out of range"),
+    script("a frame that ends early", true, |_| raw(&frame(&asks("/etc/passwd"))[..5]), "ends early"),
+    script("a frame that goes on", true, |_| raw(&[frame(&Ask::HostGone {}), vec![0]].concat()), "goes on"),
+    script("a frame larger than any", true, |_| raw(&vec![1; 70_000]), "too long"),
+    script("a path longer than any", true, |_| raw(&[&[3, 0xff, 0xff][..], &[b'/'; 65_535 - 3]].concat()), "range"),
+    script("an open mode that is none", true, |_| raw(&[3, 1, 0, b'/', 99]), "out of range"),
+    script("another side's message", true, |_| raw(&[14]), "out of range"),
+    script("a descriptor", false, |_| with_descriptors(&frame(&Ask::HostGone {}), 1), "descriptor"),
+    script("many descriptors", false, |_| with_descriptors(&frame(&Ask::HostGone {}), 200), "too long"),
+    script("an ask before its first word", false, |_| raw(&frame(&asks("/etc/passwd"))), "before it was confined"),
+    script("two first words", true, |_| raw(&frame(&ready())), "introduced itself twice"),
+    script(
+        "the close of a handle it has not",
+        true,
+        |_| raw(&frame(&Ask::Closed { handle: 1, used: UNUSED })),
+        "handle",
+    ),
+    script("two asks at once", true, |_| (0..50).for_each(|_| raw(&frame(&asks(TARGET)))), "before it was answered"),
+    script("a freeze", true, |_| raw(&frame(&Ask::Freeze { only: None })), "policy withholds"),
+    script("a thaw", true, |_| raw(&frame(&Ask::Thaw {})), "policy withholds"),
+    script("a shutdown", true, |_| raw(&frame(&Ask::Shutdown { mode: ShutdownMode::Halt })), "policy withholds"),
+    script("a status", true, |_| raw(&frame(&Ask::Status {})), "policy withholds"),
+];
+
+/// Ways to end that leave no malformed frame behind, but a death.
+const DEATHS: &[Script] = &[
+    script("it ends", true, |_| process::exit_now(7), "\"exit_code\":7"),
+    script("it breaks its filter", true, |_| drop(fs::read("/etc/passwd")), "\"signal\":31"),
+    script("it hangs up", true, |_| drop(descriptors::inherited(3)), "worker"),
+    script("it never says a word", false, |_| (), "worker"),
+    script("it says nothing and leaves", true, |_| raw(&[]), "worker"),
+    script("it panics", true, |_| raw(&frame(&Ask::Panicked { message: Text::cut(b"last words") })), "last words"),
+];
+
+fn ready() -> Ask {
+    Ask::Ready { standing: Standing { landlock_abi: 7, missing: List::default() } }
+}
+
+/// Plays the first worker: plays its script, then waits to be killed.
+fn attack(name: &str) -> i32 {
+    let mut broker = Broker::new(descriptors::inherited(3).expect("the broker"));
+    let Ok(Answer::Setup { part, .. }) = broker.receive().map(|received| received.message) else { return 1 };
+    if name == "random" {
+        confine::worker(&part).expect("confinement");
+        let _ = broker.send(&ready(), None);
+        random_frames();
+        return 0;
+    }
+    if name == "in type" {
+        confine::worker(&part).expect("confinement");
+        let _ = broker.send(&ready(), None);
+        // Before its socket closes, or the broker has it killed first.
+        process::exit_now(in_type(&mut broker));
+    }
+    let script = SCRIPTS.iter().chain(DEATHS).find(|script| script.name == name).expect("a script");
+    if script.confined {
+        confine::worker(&part).expect("confinement");
+        let _ = broker.send(&ready(), None);
+    }
+    (script.act)(&mut broker);
+    // The broker's end, or its word to end, comes last.
+    while broker.receive().is_ok() {}
+    0
+}
+
+/// A thousand frames of a fixed sequence of noise, each with a known number in
+/// front, so that every decoder is met.
+fn random_frames() {
+    // xorshift of Marsaglia, 2003; any noise does.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    for _ in 0..1000 {
+        let length = usize::try_from(next() % 64).expect("a small number");
+        let mut bytes = vec![u8::try_from(next() % 16).expect("a small number")];
+        bytes.extend((0..length).map(|_| u8::try_from(next() & 0xff).expect("a byte")));
+        raw(&bytes);
+    }
+}
+
+/// Asks in type for what it should not have, and dies by another number for
+/// each answer that it should not get.
+fn in_type(broker: &mut Broker) -> i32 {
+    let mut ask = |path: &str| {
+        let _ = broker.send(&asks(path), None);
+        broker.receive().map(|received| (received.message, received.descriptor)).ok()
+    };
+    for path in ["/etc/passwd", "/proc/self/root/etc/passwd", "/tmp/target/../../etc/passwd", "/", ""] {
+        match ask(path) {
+            Some((Answer::NotOpened { errno }, None)) if errno == Errno::EACCES as i32 => {}
+            _ => return 41,
+        }
+    }
+    match ask(TARGET) {
+        Some((Answer::Opened { .. }, Some(_))) => 40,
+        _ => 42,
+    }
+}
+
+// ---- the tests ---------------------------------------------------------------
+
+/// A home whose broker is this test's, and whose first worker plays `script`.
+fn attackers(script: &str) -> Home {
+    let mut home = home();
+    home.binary = cell::SELF.into();
+    home.launch = vec!["--role".into(), "broker".into()];
+    fs::write(SCRIPT, script).expect("the script");
+    fs::create_dir_all("/tmp/target").expect("a directory");
+    fs::write(TARGET, "inside").expect("a file");
+    home
+}
+
+/// The usual one, and a file under a name that scripts know.
+fn policy() -> String {
+    format!("{POLICY}[[files]]\npath = \"/tmp/target\"\nrights = [\"read\"]\n")
+}
+
+/// What the broker holds, by kind and number.
+fn held(agent: &Agent<'_>) -> BTreeMap<String, usize> {
+    let mut count = BTreeMap::new();
+    for entry in fs::read_dir(format!("/proc/{}/fd", agent.pid())).expect("its descriptors").flatten() {
+        let target = fs::read_link(entry.path()).map(|target| target.display().to_string()).unwrap_or_default();
+        let kind = target.split(":[").next().unwrap_or_default().to_owned();
+        *count.entry(kind).or_default() += 1;
+    }
+    count
+}
+
+/// The agent serves a host, by a sound worker, and holds what it should.
+fn serves(agent: &Agent<'_>) {
+    let mut host = agent.connect();
+    host.ping();
+    let path = agent.home.files().join("inside");
+    for _ in 0..3 {
+        let handle = host.open(&path, "r").expect("the file of the policy");
+        assert_eq!(host.read(handle), INSIDE);
+        host.close(handle);
+    }
+    host.open("/etc/passwd", "r").expect_err("outside");
+    let held = held(agent);
+    // Listener, host, spawner, opener, worker.
+    assert_eq!(held["socket"], 5, "{held:?}");
+    assert!(!held.keys().any(|kind| kind.ends_with("/inside") || kind == "pipe"), "{held:?}");
+}
+
+pub(crate) fn is_replaced_and_recorded() {
+    let mut usual = None;
+    for script in SCRIPTS.iter().chain(DEATHS) {
+        let home = attackers(script.name);
+        let agent = home.start(&policy());
+        let action =
+            if DEATHS.iter().any(|death| death.name == script.name) { "process-died" } else { "malformed-frame" };
+        let record = agent.await_record(action, |record| record["process"]["name"] == "worker");
+        assert!(record.to_string().contains(script.recorded), "{}: {record}", script.name);
+        let died = agent.await_record("process-died", |record| record["process"]["name"] == "worker");
+        assert_eq!(died["postern"]["child"], record["postern"]["child"], "{}: {died}", script.name);
+        serves(&agent);
+        eventually("the attacker is gone", || (agent.family().len() == 4).then_some(()));
+        agent.await_record("host-disconnected", |_| true);
+        let held = held(&agent).values().sum::<usize>();
+        assert_eq!(held, *usual.get_or_insert(held), "{}: the broker's descriptors", script.name);
+        println!("    {}: replaced", script.name);
+    }
+}
+
+pub(crate) fn random_frames_do_no_harm() {
+    let home = attackers("random");
+    let agent = home.start(&policy());
+    agent.await_record("malformed-frame", |record| record["process"]["name"] == "worker");
+    serves(&agent);
+}
+
+pub(crate) fn gets_what_the_policy_allows() {
+    let home = attackers("in type");
+    let agent = home.start(&policy());
+    let died = agent.await_record("process-died", |record| record["process"]["name"] == "worker");
+    assert_eq!(died["process"]["exit_code"], 40, "{died}");
+    let opens = agent.records_of("guest-file-open");
+    let stages: Vec<&Value> = opens.iter().map(|record| &record["postern"]["stage"]).collect();
+    assert_eq!(stages, ["refused", "refused", "refused", "refused", "refused", "granted"], "each on record");
+    let closed = agent.await_record("guest-file-close", |_| true);
+    assert_eq!(closed["event"]["reason"], "the worker died");
+    serves(&agent);
+}

@@ -1,0 +1,190 @@
+//! Any message that postern's processes can send each other.
+
+use postern_core::catalogue::{Command, CommandSet};
+use postern_core::ipc::{Bytes, List, Wire};
+use postern_core::messages::{
+    Answer, Ask, Barrier, ChannelKind, Count, Denial, Facts, FreezeState, Identity, OpenerOrder, OpenerReport, Role,
+    SpawnerOrder, SpawnerReport, Standing, Text, Use, WirePath,
+};
+use postern_core::policy::parts::WorkerPart;
+use postern_core::policy::rules::{Mode, Rights, Types};
+use postern_core::policy::{Limits, ShutdownMode};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+fn bytes<const MAX: usize>() -> impl Strategy<Value = Bytes<MAX>> {
+    prop_oneof![9 => vec(any::<u8>(), 0..40), 1 => vec(any::<u8>(), MAX..=MAX)].prop_map(|bytes| Bytes::cut(&bytes))
+}
+
+fn path() -> impl Strategy<Value = WirePath> {
+    bytes()
+}
+
+fn text() -> impl Strategy<Value = Text> {
+    bytes()
+}
+
+/// A list; the longest now and then.
+fn list<T, const MAX: usize>(one: impl Strategy<Value = T> + Clone) -> impl Strategy<Value = List<T, MAX>>
+where
+    T: Clone + std::fmt::Debug,
+{
+    prop_oneof![9 => vec(one.clone(), 0..5), 1 => vec(one, MAX..=MAX)]
+        .prop_map(|values| List::new(values).expect("at most so many"))
+}
+
+fn mode() -> impl Strategy<Value = Mode> {
+    select(&Mode::ALL[..])
+}
+
+fn shutdown() -> impl Strategy<Value = ShutdownMode> {
+    select(&ShutdownMode::ALL[..])
+}
+
+fn command() -> impl Strategy<Value = Command> + Clone {
+    select(Command::all().collect::<Vec<_>>())
+}
+
+fn standing() -> impl Strategy<Value = Standing> {
+    (any::<u8>(), list(any::<u16>())).prop_map(|(landlock_abi, missing)| Standing { landlock_abi, missing })
+}
+
+fn used() -> impl Strategy<Value = Use> {
+    any::<[u64; 3]>().prop_map(|[read, written, calls]| Use { read, written, calls })
+}
+
+fn facts() -> impl Strategy<Value = Facts> {
+    (path(), any::<[u64; 4]>(), any::<[u32; 3]>(), any::<bool>(), any::<u16>()).prop_map(
+        |(path, [device, inode, size, links], [mode, uid, gid], created, rule)| Facts {
+            path,
+            device,
+            inode,
+            mode,
+            uid,
+            gid,
+            size,
+            links,
+            created,
+            rule,
+        },
+    )
+}
+
+pub(crate) fn ask() -> impl Strategy<Value = Ask> {
+    let count = (command(), any::<u64>()).prop_map(|(command, times)| Count { command, times });
+    // A list of the longest paths fits no packet, so no worker sends one.
+    let short = vec(any::<u8>(), 0..200).prop_map(|bytes| WirePath::cut(&bytes));
+    prop_oneof![
+        standing().prop_map(|standing| Ask::Ready { standing }),
+        text().prop_map(|why| Ask::Unconfined { why }),
+        (path(), mode()).prop_map(|(path, mode)| Ask::Open { path, mode }),
+        (any::<u64>(), used()).prop_map(|(handle, used)| Ask::Closed { handle, used }),
+        option::of(list(short)).prop_map(|only| Ask::Freeze { only }),
+        Just(Ask::Thaw {}),
+        Just(Ask::Status {}),
+        shutdown().prop_map(|mode| Ask::Shutdown { mode }),
+        Just(Ask::HostGone {}),
+        (bytes(), select(Denial::ALL)).prop_map(|(command, why)| Ask::Denied { command, why }),
+        list(count).prop_map(|commands| Ask::Counted { commands }),
+        text().prop_map(|message| Ask::Panicked { message }),
+    ]
+}
+
+fn worker_part() -> impl Strategy<Value = WorkerPart> {
+    let limits = any::<[u32; 5]>().prop_map(|[message, nesting, string, read, handles]| Limits {
+        message,
+        nesting,
+        string,
+        read,
+        handles,
+    });
+    let commands = vec(command(), 0..15).prop_map(|commands| commands.into_iter().collect::<CommandSet>());
+    (commands, limits).prop_map(|(commands, limits)| WorkerPart { commands, limits })
+}
+
+pub(crate) fn answer() -> impl Strategy<Value = Answer> {
+    prop_oneof![
+        (worker_part(), any::<bool>()).prop_map(|(part, frozen)| Answer::Setup { part, frozen }),
+        select(ChannelKind::ALL).prop_map(|kind| Answer::Channel { kind }),
+        any::<u64>().prop_map(|handle| Answer::Opened { handle }),
+        any::<i32>().prop_map(|errno| Answer::NotOpened { errno }),
+        Just(Answer::Begun {}),
+        text().prop_map(|why| Answer::Refused { why }),
+        any::<u64>().prop_map(|count| Answer::FreezeDone { count }),
+        text().prop_map(|why| Answer::FreezeFailed { why }),
+        any::<u64>().prop_map(|count| Answer::ThawDone { count }),
+        text().prop_map(|why| Answer::ThawFailed { why }),
+        select(FreezeState::ALL).prop_map(|state| Answer::Status { state }),
+        Just(Answer::ShuttingDown {}),
+        any::<bool>().prop_map(|frozen| Answer::Frozen { frozen }),
+        Just(Answer::End {}),
+    ]
+}
+
+pub(crate) fn opener_order() -> impl Strategy<Value = OpenerOrder> {
+    let rights = (0_u8..16).prop_map(|bits| Rights::from_bits(bits).expect("rights"));
+    let types = (1_u8..16).prop_map(|bits| Types::from_bits(bits).expect("types"));
+    prop_oneof![
+        (any::<u16>(), any::<u32>()).prop_map(|(rules, create_mode)| OpenerOrder::Setup { rules, create_mode }),
+        (path(), rights, types, any::<bool>(), any::<u16>()).prop_map(|(path, rights, types, optional, except)| {
+            OpenerOrder::Rule { path, rights, types, optional, except }
+        }),
+        path().prop_map(|path| OpenerOrder::Except { path }),
+        (any::<u64>(), path(), mode()).prop_map(|(id, path, mode)| OpenerOrder::Open { id, path, mode }),
+    ]
+}
+
+pub(crate) fn opener_report() -> impl Strategy<Value = OpenerReport> {
+    prop_oneof![
+        standing().prop_map(|standing| OpenerReport::Ready { standing }),
+        text().prop_map(|why| OpenerReport::Unconfined { why }),
+        (any::<u64>(), facts()).prop_map(|(id, facts)| OpenerReport::Opened { id, facts }),
+        (any::<u64>(), any::<i32>(), select(Barrier::ALL), option::of(path()))
+            .prop_map(|(id, errno, by, resolved)| OpenerReport::NotOpened { id, errno, by, resolved }),
+        text().prop_map(|message| OpenerReport::Panicked { message }),
+    ]
+}
+
+pub(crate) fn spawner_order() -> impl Strategy<Value = SpawnerOrder> {
+    let identity =
+        (any::<u32>(), any::<u32>(), list(any::<u32>())).prop_map(|(uid, gid, groups)| Identity { uid, gid, groups });
+    prop_oneof![
+        option::of(identity).prop_map(|identity| SpawnerOrder::Setup { identity }),
+        (select(Role::ALL), any::<u32>()).prop_map(|(role, id)| SpawnerOrder::Spawn { role, id }),
+        any::<u32>().prop_map(|id| SpawnerOrder::Kill { id }),
+    ]
+}
+
+pub(crate) fn spawner_report() -> impl Strategy<Value = SpawnerReport> {
+    prop_oneof![
+        standing().prop_map(|standing| SpawnerReport::Ready { standing }),
+        text().prop_map(|why| SpawnerReport::Unconfined { why }),
+        any::<u32>().prop_map(|id| SpawnerReport::Spawned { id }),
+        (any::<u32>(), any::<i32>()).prop_map(|(id, errno)| SpawnerReport::NotSpawned { id, errno }),
+        (any::<u32>(), option::of(any::<i32>()), any::<i32>()).prop_map(|(id, signal, status)| SpawnerReport::Died {
+            id,
+            signal,
+            status
+        }),
+    ]
+}
+
+fn encoded(value: &impl Wire) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    value.put(&mut bytes);
+    bytes
+}
+
+/// A sound frame of any side.
+pub(crate) fn any_frame() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        ask().prop_map(|value| encoded(&value)),
+        answer().prop_map(|value| encoded(&value)),
+        opener_order().prop_map(|value| encoded(&value)),
+        opener_report().prop_map(|value| encoded(&value)),
+        spawner_order().prop_map(|value| encoded(&value)),
+        spawner_report().prop_map(|value| encoded(&value)),
+    ]
+}
