@@ -58,18 +58,25 @@ fn states() -> Vec<State> {
     let mut states = Vec::new();
     for freeze in [Status::Thawed, Status::Freezing, Status::Frozen, Status::Error] {
         for files in [0, HANDLES as usize] {
-            for bits in 0..16_u8 {
+            for bits in 0..32_u8 {
                 let bit = |number: u8| bits & (1 << number) != 0;
-                let (ready, thawing, opening, privileged) = (bit(0), bit(1), bit(2), bit(3));
-                states.push(State { ready, freeze, thawing, files, opening, privileged });
+                let (ready, thawing, opening, privileged, stopping) = (bit(0), bit(1), bit(2), bit(3), bit(4));
+                states.push(State { ready, freeze, thawing, files, opening, privileged, stopping });
             }
         }
     }
     states
 }
 
-const USUAL: State =
-    State { ready: true, freeze: Status::Thawed, thawing: false, files: 0, opening: false, privileged: true };
+const USUAL: State = State {
+    ready: true,
+    freeze: Status::Thawed,
+    thawing: false,
+    files: 0,
+    opening: false,
+    privileged: true,
+    stopping: false,
+};
 
 fn open(path: &str, mode: Mode) -> Ask {
     Ask::Open { path: WirePath::new(path.as_bytes()).expect("a path"), mode }
@@ -162,7 +169,7 @@ fn an_effect_takes_policy_and_state() {
             }
             Decision::Freeze(_) => {
                 let may = says(Command::FsfreezeFreeze) || says(Command::FsfreezeFreezeList);
-                (1, may && state.privileged && state.freeze == Status::Thawed && !state.thawing)
+                (1, may && state.privileged && !state.stopping && state.freeze == Status::Thawed && !state.thawing)
             }
             Decision::Thaw => (2, says(Command::FsfreezeThaw) && state.privileged && !state.thawing),
             Decision::Shutdown(mode) => {
