@@ -198,8 +198,9 @@ fn send_with(socket: &OwnedFd, bytes: &[u8], descriptor: &OwnedFd, count: usize)
 #[test]
 fn descriptors_that_do_not_belong_are_closed() {
     let plain = encoded(&Ask::HostGone {});
+    let large = vec![1; MAX_FRAME + 10];
     for count in [1, 2, 3, 10, 100, 253] {
-        for bytes in [&plain[..], &[0xff; 10], &[1; MAX_FRAME + 10]] {
+        for bytes in [&plain[..], &[0xff; 10], &large] {
             let (mut ours, theirs) = Pipe::<Answer, Ask>::pair().expect("a socketpair");
             let (reader, writer) = tell_tale();
             send_with(&theirs, bytes, &writer, count);

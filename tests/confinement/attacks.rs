@@ -50,7 +50,7 @@ pub(crate) const STAGE: &str = "/tmp/stage";
 use Control::{Reaches, Untried, Works};
 use held::{APPEND, DIRECTORY, EPOLL, FILE, PEER, READ, SOCKET};
 
-const CWD: u64 = libc::AT_FDCWD as u64;
+pub(crate) const CWD: u64 = int(libc::AT_FDCWD);
 const RW: u64 = (libc::PROT_READ | libc::PROT_WRITE) as u64;
 const RX: u64 = (libc::PROT_READ | libc::PROT_EXEC) as u64;
 const ANONYMOUS: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
@@ -58,6 +58,7 @@ const PRIVATE: u64 = libc::MAP_PRIVATE as u64;
 const SHARED: u64 = libc::MAP_SHARED as u64;
 const NONE: u64 = u64::MAX;
 
+/// An `int` as an argument: its bits, for `-1` as for flags.
 #[expect(clippy::cast_sign_loss, reason = "arguments are bits")]
 const fn int(value: i32) -> u64 {
     value as u64

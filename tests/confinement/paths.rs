@@ -9,10 +9,10 @@ use postern_core::confine::filters::{self, LOOK, create_flags, reopen_flags};
 use postern_core::policy::rules::{Mode, Rights};
 
 use super::ACCOUNT;
+use super::attacks::CWD;
 use super::raw::{End, attempt, call, text, words};
 use super::roles::{LOG, Role, STATE, opener, rule};
 
-const CWD: u64 = libc::AT_FDCWD as u64;
 const EACCES: End = End::Back(-(libc::EACCES as i64));
 const DEAD: End = End::Killed(libc::SIGSYS);
 

@@ -18,11 +18,10 @@ use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 pub(crate) fn call(number: i64, arguments: &[u64]) -> i64 {
     let mut all = [0; 6];
     all[..arguments.len()].copy_from_slice(arguments);
-    let [a, b, c, d, e, f] = all;
     // SAFETY: not safe for every number. The process is a forked child that
     // exists for this call, owns copies of all memory, and ends behind it; the
     // tables pass pointers only to memory of `text` and `room`, which stays.
-    let result = unsafe { libc::syscall(number, a, b, c, d, e, f) };
+    let result = unsafe { libc::syscall(number, all[0], all[1], all[2], all[3], all[4], all[5]) };
     if result == -1 { -i64::from(nix::errno::Errno::last_raw()) } else { result }
 }
 
