@@ -105,7 +105,10 @@ impl Place {
     pub(crate) fn program(&self, which: Which) -> PathBuf {
         match which {
             Which::Stock => self.stock.clone(),
-            Which::Postern => PathBuf::from(env!("CARGO_BIN_EXE_postern")),
+            Which::Postern => match std::env::var_os("POSTERN") {
+                Some(named) => named.into(),
+                None => env!("CARGO_BIN_EXE_postern").into(),
+            },
         }
     }
 

@@ -7,9 +7,10 @@
 //!
 //! As root postern runs as it does in a guest, with numeric accounts that need
 //! not exist; as another user it runs as that user, and what the kernel does
-//! not show of it then is named below the table. `QEMU_GA` names a stock agent
-//! that is not in the `PATH`. Started by `cargo test --benches`, which asks for
-//! no figures, it does everything once and shortly.
+//! not show of it then is named below the table. `QEMU_GA=FILE` names a stock
+//! agent that is not in the `PATH`, `POSTERN=FILE` another build of ours, such as
+//! the static one. Started by `cargo test --benches`, which asks for no figures,
+//! it does everything once and shortly.
 //!
 //! Trust: started by a developer on a machine of theirs.
 #![forbid(unsafe_code)]
