@@ -26,6 +26,9 @@ use super::qga::{Id, Incoming, QgaError, Request, Whence, base64};
 const READ_MAX: i64 = 48 << 20;
 /// So much of a file is read, encoded and sent at a time, in bytes.
 const PIECE: usize = 96 << 10;
+/// So much of a write is decoded and written at a time, in groups of three
+/// bytes: more than any known client sends at once.
+const WRITE_GROUPS: usize = 512 << 10;
 /// A buffer that grew beyond this for one large request is given back.
 const KEEP: usize = 2 << 20;
 /// Counted commands are reported at least this often.
@@ -353,21 +356,38 @@ impl Session {
         self.send(channel)
     }
 
+    /// Decodes and writes piece by piece: a write of 48 MiB needs no more memory
+    /// beside its message than one of 1.5 MiB. All of it is good, or nothing is
+    /// written. A write that fails behind the first piece ends early, with what
+    /// was written; the next one meets the error.
     fn write(&mut self, handle: i64, text: &str, count: Option<i64>) -> Result<usize, QgaError> {
         let file = self.files.get(handle).ok_or(QgaError::Handle(handle))?;
         file.count_call();
-        if self.data.capacity() > KEEP {
-            self.data = Vec::new();
-        }
-        self.data.clear();
-        base64::decode(text, &mut self.data)?;
-        let length = match count {
-            None => self.data.len(),
+        let mut text = base64::Encoded::new(text);
+        text.decode_next(WRITE_GROUPS, &mut self.data)?;
+        text.check_rest()?;
+        let mut left = match count {
+            None => usize::MAX,
             Some(count) => {
-                usize::try_from(count).ok().filter(|count| *count <= self.data.len()).ok_or(QgaError::Count(count))?
+                let fits = |wanted: &usize| *wanted <= text.decoded_length();
+                usize::try_from(count).ok().filter(fits).ok_or(QgaError::Count(count))?
             }
         };
-        file.write(&self.data[..length]).map_err(QgaError::Write)
+        let mut written = 0;
+        while left > 0 && !self.data.is_empty() {
+            self.data.truncate(left);
+            let count = match file.write(&self.data) {
+                Err(errno) if written == 0 => return Err(QgaError::Write(errno)),
+                outcome => outcome.unwrap_or(0),
+            };
+            written += count;
+            left -= count;
+            if count < self.data.len() {
+                break;
+            }
+            text.decode_next(WRITE_GROUPS, &mut self.data)?;
+        }
+        Ok(written)
     }
 
     fn seek(&mut self, handle: i64, offset: i64, whence: Whence) -> Result<i64, QgaError> {

@@ -3,10 +3,10 @@
 //! Stock refuses a text with a byte outside the alphabet, `=` and newline, and
 //! takes everything else: an incomplete last group is dropped, padding may
 //! stand anywhere. The library decodes what is well formed, which is all that
-//! clients send; what it refuses is decoded group by group as stock does.
+//! clients send; what it refuses is decoded group by group as stock does. Groups
+//! know nothing of each other, so that a long text can be decoded in pieces.
 //!
-//! Trust: decodes the host's text into memory that the caller bounds by
-//! `limits.message`.
+//! Trust: the host's text, of at most `limits.message` bytes.
 
 use std::borrow::Cow;
 
@@ -17,23 +17,68 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 
 use super::error::QgaError;
 
+/// So many bytes are checked at once.
+const BLOCK: usize = 64;
+
 const ENGINE: GeneralPurpose = GeneralPurpose::new(
     &ALPHABET,
     GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true).with_decode_padding_mode(RequireCanonical),
 );
 
-/// Decodes `text` to the end of `out`.
-///
-/// # Errors
-/// [`QgaError::Base64`]; then `out` is as it was.
-pub fn decode(text: &str, out: &mut Vec<u8>) -> Result<(), QgaError> {
-    let text = without_newlines(text.as_bytes());
-    let before = out.len();
-    if ENGINE.decode_vec(&text, out).is_ok() {
-        return Ok(());
+/// A text of base64, decoded piece by piece.
+#[derive(Clone, Debug)]
+pub struct Encoded<'a> {
+    /// All of it, without newlines.
+    text: Cow<'a, [u8]>,
+    /// How much of it is decoded.
+    done: usize,
+}
+
+impl<'a> Encoded<'a> {
+    /// A text, of which nothing is decoded yet.
+    #[must_use]
+    pub fn new(text: &'a str) -> Self {
+        Self { text: without_newlines(text.as_bytes()), done: 0 }
     }
-    out.truncate(before);
-    decode_leniently(&text, out).inspect_err(|_| out.truncate(before))
+
+    /// Makes sure that what is left to decode will not be refused.
+    ///
+    /// # Errors
+    /// [`QgaError::Base64`]
+    pub fn check_rest(&self) -> Result<(), QgaError> {
+        let good = |byte: u8| byte.is_ascii_alphanumeric() | matches!(byte, b'+' | b'/' | b'=');
+        // In blocks without a branch, which become vector instructions.
+        let mut blocks = self.text[self.done..].chunks(BLOCK);
+        if blocks.all(|block| block.iter().fold(true, |all, &byte| all & good(byte))) {
+            Ok(())
+        } else {
+            Err(QgaError::Base64)
+        }
+    }
+
+    /// How many bytes all of it decodes to, if none of it is refused.
+    #[must_use]
+    pub fn decoded_length(&self) -> usize {
+        let (groups, _) = self.text.as_chunks::<4>();
+        groups.iter().map(|group| 3 - usize::from(group[2] == b'=') - usize::from(group[3] == b'=')).sum()
+    }
+
+    /// Decodes up to so many groups of four, in place of what `out` held;
+    /// nothing only if nothing is left.
+    ///
+    /// # Errors
+    /// [`QgaError::Base64`]
+    pub fn decode_next(&mut self, groups: usize, out: &mut Vec<u8>) -> Result<(), QgaError> {
+        let rest = &self.text[self.done..];
+        let piece = &rest[..rest.len().min(groups * 4)];
+        self.done += piece.len();
+        out.clear();
+        if ENGINE.decode_vec(piece, out).is_ok() {
+            return Ok(());
+        }
+        out.clear();
+        decode_leniently(piece, out)
+    }
 }
 
 fn without_newlines(text: &[u8]) -> Cow<'_, [u8]> {

@@ -169,7 +169,7 @@ impl Decoder {
     pub fn space(&mut self) -> &mut [u8] {
         if self.start == self.end {
             (self.start, self.scan, self.end, self.token) = (0, 0, 0, 0);
-            if self.buffer.is_empty() || self.buffer.len() > KEEP {
+            if self.buffer.is_empty() {
                 self.buffer = vec![0; CHUNK];
             }
         } else if self.buffer.len() - self.end < SPACE_MIN {
@@ -210,6 +210,11 @@ impl Decoder {
             } else if self.scan == longest {
                 self.over(QgaError::TooLong)
             } else {
+                // What one large message needed is not kept until the host
+                // speaks again.
+                if self.start == self.end && self.buffer.len() > KEEP {
+                    self.buffer = Vec::new();
+                }
                 return None;
             };
             match found {

@@ -52,7 +52,7 @@ pub enum Request<'a> {
     },
     FileWrite {
         handle: i64,
-        /// Unchecked base64 text, for [`super::base64::decode`].
+        /// Unchecked base64 text, for [`super::base64::Encoded`].
         data: Cow<'a, str>,
         count: Option<i64>,
     },

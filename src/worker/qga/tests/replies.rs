@@ -4,7 +4,7 @@ use postern_core::catalogue::{CATALOGUE, Command, CommandSet};
 use postern_core::policy::ShutdownMode;
 use postern_core::policy::rules::Mode;
 
-use super::super::base64::{Encoder, decode};
+use super::super::base64::{Encoded, Encoder};
 use super::super::request::READ_DEFAULT;
 use super::super::{Incoming, QgaError, Request, Whence, reply};
 use super::{Id, answered, everything};
@@ -210,14 +210,38 @@ fn base64_is_decoded_as_stock_decodes_it() {
         ("QUJD\0", None),
     ];
     for (text, wanted) in rows {
-        let mut out = b"before".to_vec();
-        let result = decode(text, &mut out);
-        if let Some(bytes) = wanted {
-            assert_eq!(result, Ok(()), "{text:?}");
-            assert_eq!(out.strip_prefix(b"before"), Some(bytes), "{text:?}");
-        } else {
-            assert_eq!(result, Err(QgaError::Base64), "{text:?}");
-            assert_eq!(out, b"before", "{text:?}");
+        let wanted = wanted.ok_or(QgaError::Base64);
+        for groups in [1, 2, 1000] {
+            assert_eq!(decode(text, groups).as_deref(), wanted.as_deref(), "{text:?} by {groups}");
+        }
+        let encoded = Encoded::new(text);
+        let checked = encoded.check_rest().map(|()| encoded.decoded_length());
+        assert_eq!(checked, wanted.map(<[u8]>::len), "{text:?}");
+    }
+}
+
+/// Decodes a text in pieces of so many groups.
+fn decode(text: &str, groups: usize) -> Result<Vec<u8>, QgaError> {
+    let mut text = Encoded::new(text);
+    let (mut all, mut piece) = (Vec::new(), b"of before".to_vec());
+    loop {
+        text.decode_next(groups, &mut piece)?;
+        if piece.is_empty() {
+            return Ok(all);
+        }
+        all.extend_from_slice(&piece);
+    }
+}
+
+#[test]
+fn what_is_no_base64_is_found_wherever_it_stands() {
+    let good = "QUJD".repeat(40);
+    for done in [0, 1, 39] {
+        for at in done * 4..good.len() {
+            let bad = format!("{}*{}", &good[..at], &good[at + 1..]);
+            let mut text = Encoded::new(&bad);
+            (0..done).for_each(|_| text.decode_next(1, &mut Vec::new()).unwrap());
+            assert_eq!(text.check_rest(), Err(QgaError::Base64), "at {at}");
         }
     }
 }
@@ -231,9 +255,8 @@ fn pieces_of_any_length_encode_as_the_whole() {
             let mut encoder = Encoder::default();
             bytes[..length].chunks(step).for_each(|piece| encoder.push(piece, &mut out));
             encoder.finish(&mut out);
-            let mut back = Vec::new();
-            decode(std::str::from_utf8(&out).unwrap(), &mut back).unwrap();
-            assert_eq!(back, bytes[..length], "{length} by {step}");
+            let back = decode(std::str::from_utf8(&out).unwrap(), step);
+            assert_eq!(back.as_deref(), Ok(&bytes[..length]), "{length} by {step}");
         }
     }
 }

@@ -1,0 +1,83 @@
+//! Postern beside stock `qemu-ga`: the same client, the same socket type, the
+//! same run.
+//!
+//! Both agents run all the time and take turns, so that a busy machine is busy
+//! for both. It asserts what replies say, never how fast they come: the exit
+//! status tells whether something failed, the table at the end tells the rest.
+//!
+//! As root postern runs as it does in a guest, with numeric accounts that need
+//! not exist; as another user it runs as that user, and what the kernel does
+//! not show of it then is named below the table. `QEMU_GA=FILE` names a stock
+//! agent that is not in the `PATH`, `POSTERN=FILE` another build of ours, such as
+//! the static one. Started by `cargo test --benches`, which asks for no figures,
+//! it does everything once and shortly.
+//!
+//! Trust: started by a developer on a machine of theirs.
+#![forbid(unsafe_code)]
+
+mod agents;
+mod host;
+mod measure;
+mod memory;
+mod table;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use agents::{Agent, Place, Which};
+use measure::{Effort, Scenario, Session};
+use table::{Better, Table};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+fn main() -> ExitCode {
+    let figures = std::env::args().any(|argument| argument == "--bench");
+    let effort = if figures {
+        Effort { rounds: 7, starts: 15, exchanges: 3000, time: Duration::from_millis(150) }
+    } else {
+        Effort { rounds: 1, starts: 1, exchanges: 10, time: Duration::from_millis(1) }
+    };
+    match run(&effort) {
+        Ok(table) => {
+            println!("{table}");
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("versus_stock: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(effort: &Effort) -> Result<Table> {
+    let place = Place::new()?;
+    let mut table = Table::new(&place);
+    let mut sessions = Session::both(&place)?;
+
+    // Before the load, for memory once used is not always given back.
+    let rest = memory::pss(&sessions, &mut table)?;
+    for scenario in Scenario::all() {
+        eprintln!("{}", scenario.title());
+        measure::take_turns(&scenario, effort, &mut sessions, &mut table)?;
+    }
+    let after = memory::pss(&sessions, &mut table)?;
+    table.add("memory at rest: PSS of all processes", "KiB", Better::Less, rest);
+    table.add("the same after all of the above", "KiB", Better::Less, after);
+    table.add("largest resident size so far, all processes", "KiB", Better::Less, memory::peak(&sessions)?);
+    drop(sessions);
+
+    eprintln!("start-up");
+    measure::start_up(&place, effort, &mut table)?;
+    table.add("executable", "bytes", Better::Less, Which::BOTH.map(|which| memory::file_size(&place.program(which))));
+    let mapped = Which::BOTH.map(|which| memory::with_libraries(&place.program(which)));
+    table.add("executable and shared libraries but the C library's", "bytes", Better::Less, mapped);
+    Ok(table)
+}
+
+/// Starts an agent in its own fresh place and meets it.
+fn start(place: &Place, which: Which) -> Result<(Agent, host::Host)> {
+    let agent = Agent::start(place, which)?;
+    let mut host = agent.meet()?;
+    host.expect(&host::command("guest-sync", "\"id\": 7"), b"{\"return\": 7}")?;
+    Ok((agent, host))
+}
