@@ -105,7 +105,10 @@ fn imports_in_the_core_go_one_way() {
         let inside = path.strip_prefix(root().join("src/core")).unwrap();
         let first = inside.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs");
         let Some(own) = ROOMS.iter().position(|room| *room == first) else { continue };
-        for (number, line) in code(&path).iter().enumerate() {
+        let lines = code(&path);
+        // Tests look at a room from outside.
+        let room = lines.iter().take_while(|line| !line.starts_with("#[cfg(test)]"));
+        for (number, line) in room.enumerate() {
             for used in line.split("crate::").skip(1) {
                 let name: String = used.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
                 if let Some(other) = ROOMS.iter().position(|room| **room == name) {

@@ -89,7 +89,9 @@ pub(crate) fn decide(state: State, ask: &Ask, policy: &Policy) -> Decision {
         Ask::Ready { .. } | Ask::Unconfined { .. } if state.ready => Decision::Hostile("it introduced itself twice"),
         Ask::Ready { .. } | Ask::Unconfined { .. } | Ask::Panicked { .. } => Decision::Note,
         _ if !state.ready => Decision::Hostile("it asked before it was confined"),
-        Ask::Closed { .. } | Ask::HostGone {} | Ask::Denied { .. } | Ask::Counted { .. } => Decision::Note,
+        Ask::Closed { .. } | Ask::HostGone {} | Ask::PortGone {} | Ask::Denied { .. } | Ask::Counted { .. } => {
+            Decision::Note
+        }
         _ if state.opening => Decision::Hostile("it asked again before it was answered"),
         Ask::Open { path, mode } => {
             if !policy.commands.contains(Command::FileOpen) {
@@ -99,15 +101,17 @@ pub(crate) fn decide(state: State, ask: &Ask, policy: &Policy) -> Decision {
         }
         Ask::Freeze { only } => {
             let command = if only.is_some() { Command::FsfreezeFreezeList } else { Command::FsfreezeFreeze };
-            if !policy.needs(Act::Freeze) {
+            // A list with nothing else than a plain freeze may come as either
+            // command; a list of mountpoints only as the one.
+            let allowed = policy.commands.contains(Command::FsfreezeFreezeList)
+                || (only.is_none() && policy.commands.contains(Command::FsfreezeFreeze));
+            if !allowed {
                 Decision::Hostile("it asked to freeze, which the policy withholds")
             } else if !state.privileged {
                 Decision::Refuse(UNPRIVILEGED)
             } else if state.stopping {
                 Decision::Refuse(STOPPING)
             } else if state.freeze == Status::Thawed && !state.thawing {
-                // A list with nothing else than a plain freeze may come as
-                // either command.
                 Decision::Freeze(command)
             } else {
                 Decision::Refuse(BUSY)

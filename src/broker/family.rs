@@ -71,6 +71,12 @@ impl<Out: Frame, In: Frame> Child<Out, In> {
         (!self.ready).then(|| self.since + BIRTH_LIMIT)
     }
 
+    /// Whether it was asked for so long ago that replacing it costs no birth
+    /// that another needs.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.since.elapsed() > WINDOW
+    }
+
     /// What to poll its pipe for.
     pub(crate) fn awaited(&self) -> PollFlags {
         if self.untold.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLIN | PollFlags::POLLOUT }

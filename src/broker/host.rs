@@ -32,6 +32,9 @@ pub enum HostError {
     /// The port can't be opened.
     #[error("{path}: {why}; is the virtio-serial port there, and given to this guest?", path = .0.display(), why = .1)]
     Port(PathBuf, Errno),
+    /// The port was unplugged while postern served it.
+    #[error("the port was taken away; start postern again when it is back")]
+    PortGone,
     /// What is there is no character device.
     #[error("{}: not a character device; a virtio-serial port is one", .0.display())]
     NotAPort(PathBuf),
@@ -166,6 +169,11 @@ impl Host {
     #[must_use]
     pub(crate) fn current(&self) -> Option<(BorrowedFd<'_>, ChannelKind, Option<Peer>)> {
         self.current.as_ref().map(|current| (current.channel.as_fd(), current.kind, current.peer))
+    }
+
+    /// Whether this channel is a port, which may be unplugged.
+    pub(crate) fn is_port(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.kind == ChannelKind::Port)
     }
 
     /// Lets go of a host that left, and says who it was. `None`: there is none

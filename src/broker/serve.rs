@@ -31,7 +31,7 @@ use postern_core::policy::rules::Mode;
 
 use crate::family::{Child, Family, Opener, Worker};
 use crate::fsfreeze::{Engine, Filesystem, Handles, Status, Why};
-use crate::host::Host;
+use crate::host::{Host, HostError};
 use crate::launch::Fatal;
 use crate::log::{Log, LogError, Receipt};
 use crate::say::{Level, Voice};
@@ -97,6 +97,10 @@ pub(crate) struct Broker {
     gone: Vec<Gone>,
     /// Whether an opener has been confined: every path that must be there was.
     paths_stood: bool,
+    /// Whether a worker has been confined.
+    worker_stood: bool,
+    /// The port was taken away; only a new start can find it again.
+    port_gone: bool,
     /// How many children in a row died before they were confined.
     stillborn: u32,
     /// What is known of why the next child is let go of.
@@ -156,6 +160,8 @@ impl Broker {
             worker: None,
             gone: Vec::new(),
             paths_stood: false,
+            worker_stood: false,
+            port_gone: false,
             stillborn: 0,
             last_words: None,
             files: BTreeMap::new(),
@@ -189,6 +195,9 @@ impl Broker {
             if self.is_done() {
                 if self.gave_up {
                     return Err(Fatal::StillFrozen);
+                }
+                if self.port_gone {
+                    return Err(Fatal::Host(HostError::PortGone));
                 }
                 self.note(&Record::Stopped { reason: text(self.stop_reason.as_bytes()) });
                 return Ok(());

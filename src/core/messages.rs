@@ -282,6 +282,8 @@ frames! {
         11 Counted { commands: List<Count, 64> },
         /// Last words of a worker that panicked. No answer.
         12 Panicked { message: Text },
+        /// The port was unplugged. No answer.
+        13 PortGone {},
     }
 }
 

@@ -70,6 +70,10 @@ impl Opener {
     fn open_existing(&self, object: &OwnedFd, mode: Mode) -> Result<(OwnedFd, Facts), Refusal> {
         let path = self.resolved(object)?;
         let stat = stat(object)?;
+        if stat.links == 0 {
+            // Its name is gone since it was looked at, and with it its path.
+            return Err(Refusal::kernel(Errno::ENOENT));
+        }
         let rule = self.ask_rules(&path, mode, true)?;
         if let Err(errno) = self.ask_type(rule, stat.mode) {
             return Err(Refusal::opener(errno, path));

@@ -127,6 +127,10 @@ impl Broker {
         self.tell(&Ask::HostGone {})
     }
 
+    pub(crate) fn port_gone(&self) -> Result<(), BrokerLost> {
+        self.tell(&Ask::PortGone {})
+    }
+
     pub(crate) fn denied(&self, command: &str, why: Denial) -> Result<(), BrokerLost> {
         self.tell(&Ask::Denied { command: Bytes::cut(command.as_bytes()), why })
     }

@@ -72,6 +72,8 @@ pub(crate) enum Got {
     Nothing,
     /// The host left for good.
     End,
+    /// The port was unplugged.
+    Unplugged,
 }
 
 /// The host has gone; what was to be said to it is dropped.
@@ -124,6 +126,7 @@ impl Channel {
                 Ok(count) => Got::Bytes(count),
                 Err(Errno::EINTR) => continue,
                 Err(Errno::EAGAIN) => Got::Nothing,
+                Err(_) if self.kind == ChannelKind::Port => Got::Unplugged,
                 Err(_) => Got::End,
             };
         }

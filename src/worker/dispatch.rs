@@ -8,9 +8,10 @@
 //!
 //! Trust: requests are in type, not in range; see [`super::qga`].
 
+mod transfer;
+
 use std::path::Path;
 
-use nix::unistd::Whence as Origin;
 use postern_core::catalogue::{CommandSet, lookup};
 use postern_core::messages::{Denial, FreezeState, MAX_PATH, WirePath};
 use postern_core::policy::parts::WorkerPart;
@@ -20,15 +21,8 @@ use super::channel::{Channel, HostGone};
 use super::files::Files;
 use super::qga::reply::{self, Empty, Info, Sought, Written};
 use super::qga::request::while_frozen;
-use super::qga::{Id, Incoming, QgaError, Request, Whence, base64};
+use super::qga::{Id, Incoming, QgaError, Request};
 
-/// Largest count of one read, stock's own limit.
-const READ_MAX: i64 = 48 << 20;
-/// So much of a file is read, encoded and sent at a time, in bytes.
-const PIECE: usize = 96 << 10;
-/// So much of a write is decoded and written at a time, in groups of three
-/// bytes: more than any known client sends at once.
-const WRITE_GROUPS: usize = 512 << 10;
 /// A buffer that grew beyond this for one large request is given back.
 const KEEP: usize = 2 << 20;
 /// Counted commands are reported at least this often.
@@ -310,96 +304,6 @@ impl Session {
             }
             Err(why) => self.fail(channel, &QgaError::Told(why), &id),
         }
-    }
-
-    /// Reads, encodes and sends piece by piece: a read of 48 MiB needs no more
-    /// memory than one of 96 KiB. An error behind the first piece ends the
-    /// reply early, with what was read; the next read meets it.
-    fn read(&mut self, handle: i64, count: i64, id: &Id, channel: &Channel) -> Result<(), Stop> {
-        let Some(file) = self.files.get(handle) else {
-            return self.fail(channel, &QgaError::Handle(handle), id);
-        };
-        file.count_call();
-        let Some(wanted) = usize::try_from(count).ok().filter(|_| count <= READ_MAX) else {
-            return self.fail(channel, &QgaError::Count(count), id);
-        };
-        let wanted = wanted.min(self.part.limits.read as usize);
-        let first = wanted.min(PIECE);
-        if self.data.len() < first {
-            self.data.resize(first, 0);
-        }
-        let mut got = match file.read(&mut self.data[..first]) {
-            Ok(got) => got,
-            Err(errno) => return self.fail(channel, &QgaError::Read(errno), id),
-        };
-        self.out.clear();
-        reply::read_head(&mut self.out);
-        let mut encoder = base64::Encoder::default();
-        let mut total = 0;
-        loop {
-            total += got;
-            encoder.push(&self.data[..got], &mut self.out);
-            let next = (wanted - total).min(PIECE);
-            if next == 0 || got < PIECE {
-                break;
-            }
-            channel.write_all(&self.out)?;
-            self.out.clear();
-            got = file.read(&mut self.data[..next]).unwrap_or(0);
-            if got == 0 {
-                break;
-            }
-        }
-        let eof = file.at_end();
-        encoder.finish(&mut self.out);
-        reply::read_tail(&mut self.out, total as u64, eof, id);
-        self.send(channel)
-    }
-
-    /// Decodes and writes piece by piece: a write of 48 MiB needs no more memory
-    /// beside its message than one of 1.5 MiB. All of it is good, or nothing is
-    /// written. A write that fails behind the first piece ends early, with what
-    /// was written; the next one meets the error.
-    fn write(&mut self, handle: i64, text: &str, count: Option<i64>) -> Result<usize, QgaError> {
-        let file = self.files.get(handle).ok_or(QgaError::Handle(handle))?;
-        file.count_call();
-        let mut text = base64::Encoded::new(text);
-        text.decode_next(WRITE_GROUPS, &mut self.data)?;
-        text.check_rest()?;
-        let mut left = match count {
-            None => usize::MAX,
-            Some(count) => {
-                let fits = |wanted: &usize| *wanted <= text.decoded_length();
-                usize::try_from(count).ok().filter(fits).ok_or(QgaError::Count(count))?
-            }
-        };
-        let mut written = 0;
-        while left > 0 && !self.data.is_empty() {
-            self.data.truncate(left);
-            let count = match file.write(&self.data) {
-                Err(errno) if written == 0 => return Err(QgaError::Write(errno)),
-                outcome => outcome.unwrap_or(0),
-            };
-            written += count;
-            left -= count;
-            if count < self.data.len() {
-                break;
-            }
-            text.decode_next(WRITE_GROUPS, &mut self.data)?;
-        }
-        Ok(written)
-    }
-
-    fn seek(&mut self, handle: i64, offset: i64, whence: Whence) -> Result<i64, QgaError> {
-        let file = self.files.get(handle).ok_or(QgaError::Handle(handle))?;
-        file.count_call();
-        let origin = match whence {
-            Whence::Set => Origin::SeekSet,
-            Whence::Cur => Origin::SeekCur,
-            Whence::End => Origin::SeekEnd,
-            Whence::Other(code) => return Err(QgaError::Whence(code)),
-        };
-        file.seek(offset, origin).map_err(QgaError::Seek)
     }
 
     fn succeed(&mut self, channel: &Channel, value: &impl serde::Serialize, id: &Id) -> Result<(), Stop> {

@@ -144,6 +144,11 @@ impl Worker {
                 }
                 Got::Nothing => return Ok(()),
                 Got::End => return self.settle(Err(Stop::Host(HostGone))),
+                Got::Unplugged => {
+                    self.channel = None;
+                    self.session.new_host();
+                    return Ok(self.session.broker.port_gone()?);
+                }
             }
         }
         Ok(())

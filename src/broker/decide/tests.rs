@@ -94,6 +94,7 @@ fn asks() -> Vec<Ask> {
         Ask::Panicked { message: text() },
         Ask::Closed { handle: 1000, used: Use { read: 0, written: 0, calls: 0 } },
         Ask::HostGone {},
+        Ask::PortGone {},
         Ask::Denied { command: Bytes::cut(b"guest-exec"), why: Denial::NotOffered },
         Ask::Counted { commands: List::new(vec![Count { command: Command::Ping, times: 1 }]).expect("a short list") },
         Ask::Freeze { only: None },
@@ -168,7 +169,8 @@ fn an_effect_takes_policy_and_state() {
                 (0, says(Command::FileOpen) && state.files < HANDLES as usize && state.freeze == Status::Thawed)
             }
             Decision::Freeze(_) => {
-                let may = says(Command::FsfreezeFreeze) || says(Command::FsfreezeFreezeList);
+                let plain = matches!(ask, Ask::Freeze { only: None }) && says(Command::FsfreezeFreeze);
+                let may = plain || says(Command::FsfreezeFreezeList);
                 (1, may && state.privileged && !state.stopping && state.freeze == Status::Thawed && !state.thawing)
             }
             Decision::Thaw => (2, says(Command::FsfreezeThaw) && state.privileged && !state.thawing),
@@ -193,7 +195,8 @@ fn what_the_policy_withholds_is_hostile() {
         let says = |command| policy.commands.contains(command);
         let granted = match ask {
             Ask::Open { .. } => says(Command::FileOpen),
-            Ask::Freeze { .. } => says(Command::FsfreezeFreeze) || says(Command::FsfreezeFreezeList),
+            Ask::Freeze { only: Some(_) } => says(Command::FsfreezeFreezeList),
+            Ask::Freeze { only: None } => says(Command::FsfreezeFreeze) || says(Command::FsfreezeFreezeList),
             Ask::Thaw {} => says(Command::FsfreezeThaw),
             Ask::Status {} => says(Command::FsfreezeStatus),
             Ask::Shutdown { .. } => says(Command::Shutdown),
@@ -229,9 +232,12 @@ fn each_ask_gets_its_due() {
     for ask in &rows {
         let right = match ask {
             Ask::Ready { .. } | Ask::Unconfined { .. } => matches!(due(ask), Decision::Hostile(_)),
-            Ask::Panicked { .. } | Ask::Closed { .. } | Ask::HostGone {} | Ask::Denied { .. } | Ask::Counted { .. } => {
-                due(ask) == Note
-            }
+            Ask::Panicked { .. }
+            | Ask::Closed { .. }
+            | Ask::HostGone {}
+            | Ask::PortGone {}
+            | Ask::Denied { .. }
+            | Ask::Counted { .. } => due(ask) == Note,
             Ask::Freeze { only: None } => due(ask) == Freeze(Command::FsfreezeFreeze),
             Ask::Freeze { only: Some(_) } => due(ask) == Freeze(Command::FsfreezeFreezeList),
             Ask::Thaw {} => due(ask) == Thaw,

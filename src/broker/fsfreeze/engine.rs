@@ -446,6 +446,8 @@ impl Shared {
             Ok(mounts) => mounts,
             Err(failure) => {
                 left.push(failure);
+                let lost = |one: &Filesystem| Failure::Unreachable { mountpoint: one.mountpoint.clone() };
+                left.extend(remembered.iter().map(lost));
                 return remembered;
             }
         };

@@ -83,6 +83,7 @@ impl Broker {
             Ask::Ready { standing } => {
                 let Some(worker) = &mut self.worker else { return Ok(()) };
                 worker.ready = true;
+                self.worker_stood = true;
                 worker.pid = sender.map_or(0, |sender| sender.pid);
                 let child = worker.id;
                 self.child_ready(Role::Worker, child, &standing, sender);
@@ -99,6 +100,11 @@ impl Broker {
                 Some(left) => self.note(&Record::HostDisconnected { peer: left.peer }),
                 None => self.replace_hostile("it let go of a host that cannot have left"),
             },
+            Ask::PortGone {} if self.parts.host.is_port() => {
+                self.port_gone = true;
+                self.stop("the port is gone");
+            }
+            Ask::PortGone {} => self.replace_hostile("it lost a port that there is not"),
             Ask::Denied { command, why } => {
                 self.note(&Record::CommandRefused { command: text(command.as_slice()), because: why });
             }

@@ -57,9 +57,7 @@ impl Broker {
         loop {
             match self.parts.family.spawner.try_receive().map(|received| received.message) {
                 Ok(SpawnerReport::Spawned { .. }) => {}
-                Ok(SpawnerReport::NotSpawned { errno, .. }) => {
-                    return Err(Fatal::Call("starting a child", Errno::from_raw(errno).into()));
-                }
+                Ok(SpawnerReport::NotSpawned { id, errno }) => self.not_spawned(id, Errno::from_raw(errno))?,
                 Ok(SpawnerReport::Died { id, signal, status }) => {
                     let end = signal.map_or(End::Exited(status), End::Signalled);
                     self.child_died(id, end)?;
@@ -94,7 +92,9 @@ impl Broker {
         }
         self.say(Level::Warning, &format!("{:?} {} ended ({end:?}); replaced", gone.role, gone.pid));
         self.note(&Record::ProcessDied { role: gone.role.into(), child: id, end, reason: gone.why });
-        self.stillborn = if gone.ready { 0 } else { self.stillborn + 1 };
+        // Only a start can show that a barrier is impossible here; later it is
+        // the guest that is short of something.
+        self.stillborn = if gone.ready || self.has_stood(gone.role) { 0 } else { self.stillborn + 1 };
         if self.stillborn >= STILLBORN && self.stopping.is_none() {
             let who = match gone.role {
                 Role::Opener => "opener",
@@ -103,6 +103,30 @@ impl Broker {
             return Err(Fatal::Unconfined { who, why: format!("it ends before it is confined ({end:?})") });
         }
         Ok(())
+    }
+
+    /// A child was not born. One that was before will be tried again.
+    fn not_spawned(&mut self, id: u32, errno: Errno) -> Result<(), Fatal> {
+        let role = if self.worker.as_ref().is_some_and(|worker| worker.id == id) { Role::Worker } else { Role::Opener };
+        if !self.has_stood(role) {
+            return Err(Fatal::Call("starting a child", errno.into()));
+        }
+        self.say(Level::Error, &format!("no {role:?} could be started: {errno}; trying again"));
+        match role {
+            Role::Worker => self.lose_worker(),
+            Role::Opener => self.lose_opener(),
+        }
+        // Nobody will tell of its end.
+        self.gone.retain(|gone| gone.id != id);
+        Ok(())
+    }
+
+    /// Whether a child of this role has been confined in this run.
+    const fn has_stood(&self, role: Role) -> bool {
+        match role {
+            Role::Opener => self.paths_stood,
+            Role::Worker => self.worker_stood,
+        }
     }
 
     /// Lets go of a worker and of all that it held.

@@ -35,8 +35,11 @@ impl Broker {
                 self.answer(&Answer::Begun {}, None);
             }
             Some(Err(why)) => {
+                let why = why.to_string();
+                let reason = text(why.as_bytes());
+                self.note(&Record::FreezeFailed { command, mount: text(b""), reason, errno: None });
                 self.release_if_thawed();
-                self.refuse(&why.to_string());
+                self.refuse(&why);
             }
             None => {
                 self.release_if_thawed();

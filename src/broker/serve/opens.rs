@@ -4,17 +4,19 @@
 //! Trust: the opener is as good as its confinement; what it says of an object
 //! goes into the record as its word.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use nix::errno::Errno;
 use postern_core::audit::{self, Closing, Record};
 use postern_core::ipc::ReceiveError;
 use postern_core::messages::{Answer, Barrier, Facts, OpenerOrder, OpenerReport, Role, Use, WirePath};
-use postern_core::policy::rules::Mode;
+use postern_core::policy::rules::{Mode, Types};
+use postern_core::sys::fs;
 
 use super::{Broker, Opening, text};
 use crate::decide::Refusal;
+use crate::family::Child;
 use crate::launch::Fatal;
 use crate::say::Level;
 
@@ -108,6 +110,8 @@ impl Broker {
                     self.open_again(opening);
                     return Ok(());
                 }
+                // An opener speaks for itself and the kernel, for nobody else.
+                let by = if by == Barrier::Kernel { by } else { Barrier::Opener };
                 let why = match by {
                     Barrier::Opener => "no rule allows what the path leads to",
                     _ => "the kernel refused",
@@ -121,10 +125,12 @@ impl Broker {
 
     /// Whether the refusal may come from Landlock for a file that was put in
     /// place of the one that its rule named, as a log rotation does. A rule for
-    /// a directory does not grow old.
+    /// a directory does not grow old; nor does a young opener's domain, so that a
+    /// host can't use up births with a file that is simply closed to it.
     fn is_stale(&self, opening: &Opening) -> bool {
         let rule = self.parts.policy.files.get(opening.rule);
-        !opening.again && rule.is_some_and(|rule| rule.path == opening.path.as_path())
+        let settled = self.opener.as_ref().is_some_and(Child::is_settled);
+        !opening.again && settled && rule.is_some_and(|rule| rule.path == opening.path.as_path())
     }
 
     /// Has a fresh opener, whose domain is made of what stands at the policy's
@@ -147,11 +153,29 @@ impl Broker {
         }
     }
 
+    /// Whether the descriptor is of the object that the opener told of, and of a
+    /// type that the rule allows: by the kernel's word, without asking a server.
+    fn is_as_told(&self, facts: &Facts, file: &OwnedFd) -> bool {
+        let Some(rule) = self.parts.policy.files.get(usize::from(facts.rule)) else { return false };
+        let Ok(object) = fs::object(file.as_fd()) else { return false };
+        let told = (facts.device, facts.inode, facts.mode & fs::TYPE);
+        told == (object.device, object.inode, object.mode & fs::TYPE)
+            && Types::of_mode(object.mode).is_some_and(|kind| rule.types.contains(kind))
+    }
+
     /// An object was opened. Its descriptor goes to the worker only behind the
     /// record.
     fn opened(&mut self, id: u64, facts: &Facts, file: Option<OwnedFd>) {
         let Some(opening) = self.opening.take_if(|opening| opening.id == id) else { return };
         let Some(file) = file else { return };
+        if !self.is_as_told(facts, &file) {
+            let child = self.opener.as_ref().map_or(0, |opener| opener.id);
+            let reason = text(b"it passed another object than it told of");
+            self.note(&Record::MalformedFrame { role: audit::Role::Opener, child, reason });
+            self.opening = Some(opening);
+            self.lose_opener();
+            return;
+        }
         let granted = Record::OpenGranted {
             requested: text(opening.path.as_slice()),
             mode: opening.mode,

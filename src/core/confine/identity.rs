@@ -1,6 +1,6 @@
 //! Accounts: giving up root for good.
 
-use nix::unistd::{Gid, Uid, geteuid, getresgid, getresuid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, getresuid, setgroups, setresgid, setresuid};
 
 use super::{ConfineError, call};
 use crate::messages::Identity;
@@ -24,9 +24,6 @@ pub fn become_account(identity: &Identity) -> Result<(), ConfineError> {
 /// [`ConfineError::Root`] if any of the ids is still root's.
 pub(super) fn refuse_root() -> Result<(), ConfineError> {
     let uids = getresuid().map_err(call("getresuid"))?;
-    let gids = getresgid().map_err(call("getresgid"))?;
     let root = [uids.real, uids.effective, uids.saved].iter().any(|uid| uid.is_root());
-    // An ordinary user may well be in group 0; only who comes from root must
-    // have left it.
-    if root || (geteuid().is_root() && gids.effective.as_raw() == 0) { Err(ConfineError::Root) } else { Ok(()) }
+    if root { Err(ConfineError::Root) } else { Ok(()) }
 }

@@ -106,8 +106,10 @@ fn child(limits: impl FnOnce() -> Result<(), ConfineError>) -> Result<(), Confin
     identity::refuse_root()?;
     caps::keep_only(&[])?;
     limits()?;
-    // The broker's death ends the spawner, and with PID 1 of its namespace all
-    // its children. A change of account clears this, so it comes after.
+    // A child whose parent dies shall not outlive it. The pipe's end tells it
+    // so too, and is what ends a spawner: the broker, of another account and in
+    // a domain of its own, may not even signal it when dying. A change of
+    // account clears this, so it comes after.
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(call("prctl(PR_SET_PDEATHSIG)"))
 }
 

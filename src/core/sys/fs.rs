@@ -41,22 +41,55 @@ fn control(dir: BorrowedFd<'_>, request: u32) -> nix::Result<()> {
     Errno::result(unsafe { libc::ioctl(dir.as_raw_fd(), request.into(), nothing) }).map(drop)
 }
 
+/// The type bits of a mode.
+pub const TYPE: u32 = libc::S_IFMT;
+
+/// Which object a descriptor is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// Its device, as `st_dev`.
+    pub device: u64,
+    /// Its inode.
+    pub inode: u64,
+    /// Type and permission bits.
+    pub mode: u32,
+}
+
+/// Which object `file` is of, as far as this kernel knows: a server of a
+/// network filesystem is not asked, so this does not wait.
+///
+/// # Errors
+/// Those of `statx(2)`.
+pub fn object(file: BorrowedFd<'_>) -> nix::Result<Object> {
+    let answer = statx(file, libc::AT_STATX_DONT_SYNC, libc::STATX_TYPE | libc::STATX_MODE | libc::STATX_INO)?;
+    Ok(Object {
+        device: libc::makedev(answer.stx_dev_major, answer.stx_dev_minor),
+        inode: answer.stx_ino,
+        mode: answer.stx_mode.into(),
+    })
+}
+
 /// The id of the mount that `file` was opened through, as
 /// `/proc/self/mountinfo` shows it in its first field. Linux 5.8.
 ///
 /// # Errors
 /// Those of `statx(2)`; `ENOSYS` where the kernel does not tell.
 pub fn mount_id(file: BorrowedFd<'_>) -> nix::Result<u64> {
-    let (flags, mask) = (libc::AT_EMPTY_PATH, libc::STATX_MNT_ID);
+    let mask = libc::STATX_MNT_ID;
+    let answer = statx(file, 0, mask)?;
+    if answer.stx_mask & mask == 0 {
+        return Err(Errno::ENOSYS);
+    }
+    Ok(answer.stx_mnt_id)
+}
+
+fn statx(file: BorrowedFd<'_>, flags: c_int, mask: u32) -> nix::Result<libc::statx> {
+    let flags = libc::AT_EMPTY_PATH | flags;
     let mut answer = MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: the path is an empty C string, which AT_EMPTY_PATH permits, the
     // descriptor is open, and `answer` has room for one statx.
     let result = unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, mask, answer.as_mut_ptr()) };
     Errno::result(result)?;
     // SAFETY: zeroed bytes are a valid statx, and the kernel filled it in.
-    let answer = unsafe { answer.assume_init() };
-    if answer.stx_mask & mask == 0 {
-        return Err(Errno::ENOSYS);
-    }
-    Ok(answer.stx_mnt_id)
+    Ok(unsafe { answer.assume_init() })
 }
