@@ -13,6 +13,8 @@ use std::process::ExitCode;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::poll::{PollTimeout, poll};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg};
 use nix::sys::stat::Mode as Permission;
 use nix::unistd::read;
@@ -139,12 +141,25 @@ const SCRIPTS: &[Script] = &[
         |_| raw(&frame(&Ask::Closed { handle: 1, used: UNUSED })),
         "handle",
     ),
-    script("two asks at once", true, |_| (0..50).for_each(|_| raw(&frame(&asks(TARGET)))), "before it was answered"),
+    script(TWICE, false, ask_twice, "before it was answered"),
     script("a freeze", true, |_| raw(&frame(&Ask::Freeze { only: None })), "policy withholds"),
     script("a thaw", true, |_| raw(&frame(&Ask::Thaw {})), "policy withholds"),
     script("a shutdown", true, |_| raw(&frame(&Ask::Shutdown { mode: ShutdownMode::Halt })), "policy withholds"),
     script("a status", true, |_| raw(&frame(&Ask::Status {})), "policy withholds"),
 ];
+
+const TWICE: &str = "two asks at once";
+/// There once the opener is stopped, so that the first ask is not answered yet.
+const GO: &str = "/tmp/go";
+
+fn ask_twice(_: &mut Broker) {
+    raw(&frame(&ready()));
+    while open(GO, OFlag::O_RDONLY, Permission::empty()).is_err() {
+        let _ = poll(&mut [], PollTimeout::from(10_u8));
+    }
+    raw(&frame(&asks(TARGET)));
+    raw(&frame(&asks(TARGET)));
+}
 
 /// Ways to end that leave no malformed frame behind, but a death.
 const DEATHS: &[Script] = &[
@@ -276,12 +291,19 @@ pub(crate) fn is_replaced_and_recorded() {
     for script in SCRIPTS.iter().chain(DEATHS) {
         let home = attackers(script.name);
         let agent = home.start(&policy());
+        if script.name == TWICE {
+            agent.signal("opener", Signal::SIGSTOP);
+            fs::write(GO, "").expect("the word to go");
+        }
         let action =
             if DEATHS.iter().any(|death| death.name == script.name) { "process-died" } else { "malformed-frame" };
         let record = agent.await_record(action, |record| record["process"]["name"] == "worker");
         assert!(record.to_string().contains(script.recorded), "{}: {record}", script.name);
         let died = agent.await_record("process-died", |record| record["process"]["name"] == "worker");
         assert_eq!(died["postern"]["child"], record["postern"]["child"], "{}: {died}", script.name);
+        if script.name == TWICE {
+            agent.signal("opener", Signal::SIGCONT);
+        }
         serves(&agent);
         eventually("the attacker is gone", || (agent.family().len() == 4).then_some(()));
         agent.await_record("host-disconnected", |_| true);
