@@ -7,10 +7,21 @@
 //!
 //! As root postern runs as it does in a guest, with numeric accounts that need
 //! not exist; as another user it runs as that user, and what the kernel does
-//! not show of it then is named below the table. `QEMU_GA=FILE` names a stock
-//! agent that is not in the `PATH`, `POSTERN=FILE` another build of ours, such as
-//! the static one. Started by `cargo test --benches`, which asks for no figures,
-//! it does everything once and shortly.
+//! not show of it then is named below the table.
+//!
+//! * `QEMU_GA=FILE` names a stock agent that is not in the `PATH`.
+//! * `POSTERN=FILE` names another build of ours, such as the static one. Cargo
+//!   builds a benchmark's executable with the features that tests ask of its
+//!   libraries; `cargo build --release` makes one that is 1 % smaller.
+//! * `-- open` measures only what has `open` in its name, and start-up, memory
+//!   and sizes.
+//!
+//! Read the rows for one CPU to compare agents. Across CPUs a wake-up costs more
+//! than either agent, and an open that goes through four processes has more of
+//! them than one that goes through one.
+//!
+//! Started by `cargo test --benches`, which asks for no figures, it does
+//! everything once and shortly.
 //!
 //! Trust: started by a developer on a machine of theirs.
 #![forbid(unsafe_code)]
@@ -31,13 +42,15 @@ use table::{Better, Table};
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
-    let figures = std::env::args().any(|argument| argument == "--bench");
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let figures = arguments.iter().any(|argument| argument == "--bench");
+    let only = arguments.iter().find(|argument| !argument.starts_with('-')).map_or("", String::as_str);
     let effort = if figures {
         Effort { rounds: 7, starts: 15, exchanges: 3000, time: Duration::from_millis(150) }
     } else {
         Effort { rounds: 1, starts: 1, exchanges: 10, time: Duration::from_millis(1) }
     };
-    match run(&effort) {
+    match run(&effort, only) {
         Ok(table) => {
             println!("{table}");
             ExitCode::SUCCESS
@@ -49,14 +62,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(effort: &Effort) -> Result<Table> {
+fn run(effort: &Effort, only: &str) -> Result<Table> {
     let place = Place::new()?;
     let mut table = Table::new(&place);
     let mut sessions = Session::both(&place)?;
 
     // Before the load, for memory once used is not always given back.
     let rest = memory::pss(&sessions, &mut table)?;
-    for scenario in Scenario::all() {
+    for scenario in Scenario::all().into_iter().filter(|scenario| scenario.title().contains(only)) {
         eprintln!("{}", scenario.title());
         measure::take_turns(&scenario, effort, &mut sessions, &mut table)?;
     }
