@@ -39,8 +39,17 @@ pub struct Birth<'a> {
 /// exactly the descriptors of `birth`.
 ///
 /// # Errors
-/// As clone(2). What fails later in the child ends it with status 126.
+/// As clone(2); `EINVAL` if a descriptor would be overwritten before it is
+/// used. What fails later in the child ends it with status 126.
 pub fn spawn(birth: &Birth<'_>) -> io::Result<Pid> {
+    let places = birth.handed.iter().zip(FIRST_HANDED..);
+    let after = FIRST_HANDED + libc::c_int::try_from(birth.handed.len()).map_err(|_| Errno::EINVAL)?;
+    let taken = |number: RawFd| number < after;
+    if taken(birth.executable.as_raw_fd())
+        || places.into_iter().any(|(handed, place)| taken(handed.as_raw_fd()) && handed.as_raw_fd() != place)
+    {
+        return Err(Errno::EINVAL.into());
+    }
     let argv = [birth.name.as_ptr(), ptr::null()];
     let envp = [ptr::null()];
     let namespace = if birth.pid_namespace { libc::CLONE_NEWPID } else { 0 };
