@@ -267,20 +267,20 @@ impl Broker {
         let opening = self.opening.as_ref().map(|opening| opening.since + OPEN_LIMIT);
         let missing = self.worker.is_none() || (self.opener.is_none() && !self.parts.policy.files.is_empty());
         let birth = (missing && self.stopping.is_none()).then(|| self.parts.family.next_birth());
-        let thaw = self.thaw_due();
+        let thaw = self.thaw_due(Instant::now());
         let farewell = self.stopping.filter(|_| self.worker.is_some());
         let worker = self.worker.as_ref().and_then(Child::given_up_at);
         let opener = self.opener.as_ref().and_then(Child::given_up_at);
         [opening, birth, thaw, farewell, worker, opener].into_iter().flatten().min()
     }
 
-    /// When to thaw by ourselves what is frozen too long.
-    fn thaw_due(&self) -> Option<Instant> {
+    /// When to thaw by ourselves what is frozen too long; `now` if it is time.
+    fn thaw_due(&self, now: Instant) -> Option<Instant> {
         let deadline = self.parts.engine.as_ref()?.deadline(self.parts.policy.freeze.limit)?;
         let next = self.next_limit?;
         // Asked anew after each wait, none of which is longer; a time from the
         // state directory may be any.
-        let due = Instant::now() + deadline.saturating_sub(boottime()).min(2 * LOOK_AGAIN);
+        let due = now + deadline.saturating_sub(boottime()).min(2 * LOOK_AGAIN);
         Some(due.max(next))
     }
 
@@ -298,7 +298,7 @@ impl Broker {
             self.say(Level::Error, "a worker said nothing; replacing it");
             self.lose_worker();
         }
-        if self.thaw_due().is_some_and(|due| now >= due)
+        if self.thaw_due(now).is_some_and(|due| now >= due)
             && let Some(engine) = &self.parts.engine
         {
             self.next_limit = Some(now + LOOK_AGAIN);
