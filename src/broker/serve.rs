@@ -342,7 +342,10 @@ impl Broker {
     }
 
     fn is_done(&self) -> bool {
-        self.stopping.is_some() && self.worker.is_none() && (!self.is_frozen() || self.gave_up)
+        // The thread that thaws may be done before its event is heard; the held
+        // log waits for that.
+        let thawed = !self.is_frozen() && !self.parts.log.is_held();
+        self.stopping.is_some() && self.worker.is_none() && (thawed || self.gave_up)
     }
 
     /// Records what happened, whether or not the log can take it now.
