@@ -132,9 +132,10 @@ pub fn run(options: Options) -> Result<(), Fatal> {
         if !needs_freeze {
             return Err(Fatal::CannotThaw);
         }
+        // Not even this line may go out now: stderr may be a file.
+        voice.hold();
         let count = remembered.filesystems.len();
         voice.say(Level::Warning, &format!("an earlier run left {count} filesystems frozen; waiting for a thaw"));
-        voice.hold();
     } else {
         log::prepare_directory(&policy.audit.log, owner.0, owner.1)?;
     }
