@@ -164,7 +164,7 @@ impl Log {
     pub fn record(&mut self, record: &Record) -> Result<Receipt, LogError> {
         let (at, body) = (Timestamp::now(), Body::of(record));
         if self.held {
-            return self.wait(at, body, RESERVE_RECORDS, RESERVE_BYTES);
+            return self.hold_back(at, body, RESERVE_RECORDS, RESERVE_BYTES);
         }
         let result = self.settle().and_then(|()| self.write(at, &body));
         self.count(&result);
@@ -182,7 +182,7 @@ impl Log {
         let (at, body) = (Timestamp::now(), Body::of(record));
         let (records, bytes) = if is_repeatable(record) { (RESERVE_RECORDS, RESERVE_BYTES) } else { (0, 0) };
         if self.held {
-            return self.wait(at, body, records, bytes);
+            return self.hold_back(at, body, records, bytes);
         }
         let result = self.settle().and_then(|()| self.write(at, &body));
         self.count(&result);
@@ -284,6 +284,13 @@ impl Log {
     fn write(&mut self, at: Timestamp, body: &Body) -> Result<u64, LogError> {
         let open = self.open.as_mut().ok_or_else(|| LogError::NotAFile(self.path.clone()))?;
         open.append(at, body).map_err(|errno| LogError::Write { path: self.path.clone(), errno })
+    }
+
+    /// [`Log::wait`] while the log is held; a full ring is news once.
+    fn hold_back(&mut self, at: Timestamp, body: Body, records: usize, bytes: usize) -> Result<Receipt, LogError> {
+        let result = self.wait(at, body, records, bytes);
+        self.count(&result);
+        result
     }
 
     /// Puts a record in the ring, if that leaves so much of it free.
