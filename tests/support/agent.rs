@@ -223,11 +223,12 @@ impl Agent<'_> {
         })
     }
 
-    /// Every whole record of its log, as it stands.
+    /// Every whole record of its log, as it stands. What a full disk tore is
+    /// none; whether all is there, `postern audit verify` tells.
     pub(crate) fn records(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.home.log()).unwrap_or_default();
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        whole.lines().map(|line| serde_json::from_str(line).expect("a record is JSON")).collect()
+        whole.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     /// The records of one action.
@@ -295,10 +296,19 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn connect(socket: &Path) -> Self {
-        let stream = eventually("the agent listens", || UnixStream::connect(socket).ok());
+        Self::over(eventually("the agent listens", || UnixStream::connect(socket).ok()))
+    }
+
+    /// A host at the end of this connection.
+    pub(crate) fn over(stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(LIVELY)).expect("a time limit");
         stream.set_write_timeout(Some(LIVELY)).expect("a time limit");
         Self { stream: BufReader::new(stream) }
+    }
+
+    /// A second descriptor for writing, and the host for reading.
+    pub(crate) fn split(self) -> (UnixStream, Self) {
+        (self.stream.get_ref().try_clone().expect("a second descriptor"), self)
     }
 
     /// Sends bytes as they are.
@@ -313,6 +323,15 @@ impl Host {
         assert!(!line.is_empty(), "the channel ended");
         let text = line.strip_prefix(b"\xff").unwrap_or(&line);
         serde_json::from_slice(text).unwrap_or_else(|_| panic!("a reply: {:?}", String::from_utf8_lossy(&line)))
+    }
+
+    /// Sends a whole request and returns the whole reply; `None` if the channel
+    /// ends before.
+    pub(crate) fn try_ask(&mut self, request: &Value) -> Option<Value> {
+        self.stream.get_mut().write_all(request.to_string().as_bytes()).ok()?;
+        let mut line = Vec::new();
+        self.stream.read_until(b'\n', &mut line).ok()?;
+        line.ends_with(b"\n").then(|| serde_json::from_slice(&line).expect("a reply"))
     }
 
     /// Asks with arguments and returns the whole reply.

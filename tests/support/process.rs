@@ -77,25 +77,10 @@ impl Peer {
     }
 
     /// Waits until one of its threads sleeps inside an `ioctl` with this request
-    /// on a descriptor of `path`: `proc_pid_syscall(5)`. Unlike trying it, looking
-    /// does not get in the way.
+    /// on a descriptor of `path`.
     pub(crate) fn wait_until_inside_ioctl(&mut self, request: u32, path: &Path) {
-        let process = PathBuf::from(format!("/proc/{}", self.child.id()));
-        loop {
+        while !is_inside_ioctl(self.child.id(), request, path) {
             assert!(self.child.try_wait().expect("its status").is_none(), "it ended");
-            for thread in fs::read_dir(process.join("task")).expect("its threads").flatten() {
-                let call = fs::read_to_string(thread.path().join("syscall")).unwrap_or_default();
-                let arguments: Vec<u64> = call
-                    .split(' ')
-                    .skip(1)
-                    .filter_map(|word| u64::from_str_radix(word.trim().trim_start_matches("0x"), 16).ok())
-                    .collect();
-                if arguments.get(1) == Some(&u64::from(request))
-                    && fs::read_link(process.join(format!("fd/{}", arguments[0]))).is_ok_and(|link| link == path)
-                {
-                    return;
-                }
-            }
             sleep(Duration::from_millis(5));
         }
     }
@@ -114,4 +99,22 @@ impl Drop for Peer {
         // cell's end takes it.
         let _ = self.child.try_wait();
     }
+}
+
+/// Whether a thread of this process sleeps inside an `ioctl` with this request
+/// on a descriptor of `path`: `proc_pid_syscall(5)`. Unlike trying it, looking
+/// does not get in the way.
+pub(crate) fn is_inside_ioctl(process: u32, request: u32, path: &Path) -> bool {
+    let process = PathBuf::from(format!("/proc/{process}"));
+    let threads = fs::read_dir(process.join("task")).into_iter().flatten().flatten();
+    threads.into_iter().any(|thread| {
+        let call = fs::read_to_string(thread.path().join("syscall")).unwrap_or_default();
+        let arguments: Vec<u64> = call
+            .split(' ')
+            .skip(1)
+            .filter_map(|word| u64::from_str_radix(word.trim().trim_start_matches("0x"), 16).ok())
+            .collect();
+        arguments.get(1) == Some(&u64::from(request))
+            && fs::read_link(process.join(format!("fd/{}", arguments[0]))).is_ok_and(|link| link == path)
+    })
 }

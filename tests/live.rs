@@ -1,0 +1,55 @@
+//! The whole agent at work: `postern run` in a cell, driven over its socket as a
+//! host drives it. Needs root, loop devices, and mkfs of ext4, xfs and btrfs.
+//! Each test runs in a cell (`support::cell`) whose mount table shows scratch
+//! disks only and whose process 1 is the test: nothing of the machine is frozen,
+//! signalled or shut down.
+//!
+//! The rooms have tests of their own (`freeze`, `shutdown`, `audit`); these hold
+//! that the agent is put together right.
+
+mod support;
+
+#[path = "live/channels.rs"]
+mod channels;
+#[path = "audit/commands.rs"]
+#[allow(dead_code, unused_imports, reason = "its own tests run in the target `audit`")]
+mod commands;
+#[path = "live/crashes.rs"]
+mod crashes;
+#[path = "live/evidence.rs"]
+mod evidence;
+#[path = "live/freezes.rs"]
+mod freezes;
+#[path = "audit/samples.rs"]
+#[allow(dead_code, reason = "its own tests run in the target `audit`")]
+mod samples;
+#[path = "live/scene.rs"]
+mod scene;
+#[path = "live/shutdowns.rs"]
+mod shutdowns;
+#[path = "live/starts.rs"]
+mod starts;
+#[path = "live/stuck.rs"]
+mod stuck;
+
+use std::process::ExitCode;
+
+use support::agent::BINARY;
+use support::runner;
+
+const PROGRAMS: &[&str] = &[BINARY, "losetup", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "unshare"];
+
+fn main() -> ExitCode {
+    let tests: Vec<runner::Test> = [
+        freezes::TESTS,
+        stuck::TESTS,
+        crashes::TESTS,
+        shutdowns::TESTS,
+        evidence::TESTS,
+        channels::TESTS,
+        starts::TESTS,
+    ]
+    .concat();
+    let roles: Vec<runner::Role> = [freezes::ROLES, shutdowns::ROLES, channels::ROLES].concat();
+    runner::main(&tests, &roles, PROGRAMS)
+}

@@ -1,0 +1,349 @@
+//! The channels: a socket that the agent makes, one that it is given, a serial
+//! port; and hosts that misbehave on them.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{IoSlice, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::signal::Signal;
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+use serde_json::{Value, json};
+
+use crate::scene::{freeze, kill_broker, policy, reply_to, send, start_quietly, start_quietly_by, status, thaw};
+use crate::support::agent::{Agent, Home, Host, eventually};
+use crate::support::cell;
+use crate::support::disk::Disk;
+use crate::support::runner::{Role, Test};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("the_socket_is_the_owners_alone", the_socket_is_the_owners_alone),
+    ("a_socket_in_use_is_left_alone", a_socket_in_use_is_left_alone),
+    ("one_host_at_a_time", one_host_at_a_time),
+    ("a_host_may_leave_at_any_moment", a_host_may_leave_at_any_moment),
+    ("a_host_that_never_reads_costs_bounded_memory", a_host_that_never_reads_costs_bounded_memory),
+    ("a_passed_descriptor_reaches_nobody", a_passed_descriptor_reaches_nobody),
+    ("a_service_manager_may_pass_the_socket", a_service_manager_may_pass_the_socket),
+    ("a_pty_stands_in_for_a_serial_port", a_pty_stands_in_for_a_serial_port),
+];
+
+pub(crate) const ROLES: &[Role] = &[("activate", activate)];
+
+// ---- the socket --------------------------------------------------------------
+
+fn the_socket_is_the_owners_alone() {
+    let home = Home::new();
+    let socket = home.path("host.sock");
+    let agent = home.start(&policy());
+    let found = fs::symlink_metadata(&socket).expect("the socket");
+    assert!(found.file_type().is_socket());
+    assert_eq!((found.permissions().mode() & 0o7777, found.uid()), (0o600, 0));
+    let mut host = agent.connect();
+    host.ping();
+    let peer = agent.await_record("host-connected", |_| true);
+    assert_eq!(peer["postern"]["peer"], json!({ "pid": 1, "uid": 0, "gid": 0 }), "by the kernel's word: this test");
+    drop(host);
+    // One that a killed agent left behind is taken over.
+    kill_broker(agent);
+    assert!(socket.exists());
+    let (mut agent, _host) = start_quietly(&home, &policy());
+    agent.signal("broker", Signal::SIGTERM);
+    assert_eq!(agent.ended().code(), Some(0));
+    // As is one that an agent left in order.
+    drop(start_quietly(&home, &policy()));
+}
+
+fn a_socket_in_use_is_left_alone() {
+    let (home, other) = (Home::new(), Home::new());
+    let mut other = other;
+    let socket = home.path("host.sock");
+    let agent = home.start(&policy());
+    let mut host = agent.connect();
+    host.ping();
+    other.launch = vec!["run".into(), "--channel".into(), format!("unix-listen:{}", socket.display())];
+    assert_eq!(other.command(&policy()).status().expect("a second agent").code(), Some(5));
+    let said = fs::read_to_string(other.path("stderr")).expect("stderr");
+    assert!(said.contains("another process listens on this socket"), "{said}");
+    host.ping();
+    drop(host);
+    agent.connect().ping();
+    // Nor is anything else removed.
+    let file = home.path("a-file");
+    fs::write(&file, "kept").expect("a file");
+    other.launch = vec!["run".into(), "--channel".into(), format!("unix-listen:{}", file.display())];
+    assert_eq!(other.command(&policy()).status().expect("a third agent").code(), Some(5));
+    assert_eq!(fs::read(&file).expect("the file"), b"kept");
+    other.launch = vec!["run".into(), "--channel".into(), format!("virtio-serial:{}", file.display())];
+    assert_eq!(other.command(&policy()).status().expect("a fourth agent").code(), Some(5));
+    other.launch = vec!["run".into(), "--channel".into(), "virtio-serial:/dev/virtio-ports/none".into()];
+    assert_eq!(other.command(&policy()).status().expect("a fifth agent").code(), Some(5));
+}
+
+fn readable(stream: &UnixStream) -> bool {
+    let mut ready = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+    poll(&mut ready, PollTimeout::ZERO).expect("poll") > 0
+}
+
+fn one_host_at_a_time() {
+    let home = Home::new();
+    let agent = home.start(&policy());
+    let mut first = agent.connect();
+    first.ping();
+    let mut second = UnixStream::connect(home.path("host.sock")).expect("a place in the queue");
+    second.write_all(b"{\"execute\": \"guest-ping\"}").expect("a request");
+    for _ in 0..100 {
+        first.ping();
+    }
+    assert!(!readable(&second), "the second one is served beside the first");
+    drop(first);
+    let mut reply = [0; 64];
+    let length = second.read(&mut reply).expect("its reply");
+    assert_eq!(&reply[..length], b"{\"return\": {}}\n");
+}
+
+fn a_host_may_leave_at_any_moment() {
+    let disk = Disk::small("ext4", "/disk.img");
+    let mounted = disk.mount("/disk");
+    let home = Home::new();
+    let path = home.write("file", &vec![7; 8 << 20]);
+    let agent = home.start(&policy());
+    // Amid a request: the next host's bytes are not taken for its rest.
+    let mut host = agent.connect();
+    host.send(b"{\"execute\": \"guest-ping\", \"arguments\": {");
+    drop(host);
+    let mut host = agent.connect();
+    host.ping();
+    // Amid a reply. Handles stay: some hosts connect anew for each command.
+    let handle = host.open(&path, "r").expect("a handle");
+    let read = json!({ "handle": handle, "count": 8 << 20 });
+    send(&mut host, "guest-file-read", &read, "unread");
+    drop(host);
+    let mut host = agent.connect();
+    let back = host.returns("guest-file-seek", &json!({ "handle": handle, "offset": 0, "whence": 0 }));
+    assert_eq!(back["position"], 0);
+    assert_eq!(host.returns("guest-file-read", &read)["count"], 8 << 20);
+    // While a freeze or a thaw is owed an answer: the next one does not get it.
+    for command in ["guest-fsfreeze-freeze", "guest-fsfreeze-thaw"].repeat(5) {
+        send(&mut host, command, &Value::Null, "owed to nobody");
+        drop(host);
+        host = agent.connect();
+        send(&mut host, "guest-ping", &Value::Null, "ping");
+        reply_to(&mut host, "ping").expect("a ping's answer");
+        let due = if command.ends_with("freeze") { "frozen" } else { "thawed" };
+        eventually(due, || (status(&mut host) == due).then_some(()));
+    }
+    assert!(!mounted.is_frozen());
+    // And silently, again and again.
+    drop(host);
+    for _ in 0..50 {
+        drop(UnixStream::connect(home.path("host.sock")).expect("a connection"));
+    }
+    let mut host = agent.connect();
+    assert_eq!(freeze(&mut host), 1);
+    assert_eq!(thaw(&mut host), 1);
+    let died = agent.records_of("process-died");
+    assert!(died.is_empty(), "{died:?}");
+}
+
+/// A figure of a process's status file, in KiB.
+fn kibibytes(pid: i32, name: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a figure of that name");
+    line.trim_matches([':', '\t', ' ']).trim_end_matches(" kB").parse().expect("a number")
+}
+
+fn a_host_that_never_reads_costs_bounded_memory() {
+    /// How much the worker may grow, in KiB. A read goes through buffers of
+    /// 96 KiB.
+    const GROWTH: u64 = 4096;
+    let home = Home::new();
+    let path = home.write("file", &vec![7; 4096]);
+    let agent = home.start(&policy());
+    let mut host = agent.connect();
+    let handle = host.open(&path, "r").expect("a handle");
+    host.read(handle);
+    let (worker, broker) = (agent.process("worker", 0), agent.pid());
+    let before = [worker, broker].map(|pid| kibibytes(pid, "VmHWM"));
+    let requests = 10_000;
+    let seek = json!({ "execute": "guest-file-seek", "arguments": { "handle": handle, "offset": 0, "whence": 0 } });
+    let read = json!({ "execute": "guest-file-read", "arguments": { "handle": handle } });
+    let both = format!("{seek}{read}");
+    let (mut writer, reader) = host.split();
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(move || {
+            for _ in 0..requests {
+                writer.write_all(both.as_bytes()).expect("the channel takes bytes");
+            }
+        });
+        // The worker has no room for more replies, and sleeps until there is.
+        eventually("the worker waits for the host", || {
+            let state = fs::read_to_string(format!("/proc/{worker}/wchan")).expect("what it waits for");
+            (state.contains("poll") && !sender.is_finished()).then_some(())
+        });
+        // The broker does not wait with it, and a next host has its place.
+        assert!(UnixStream::connect(home.path("host.sock")).is_ok());
+        let grown = kibibytes(worker, "VmHWM") - before[0];
+        assert!(grown < GROWTH, "the worker grew by {grown} KiB");
+        let mut reader = reader;
+        for _ in 0..requests {
+            assert!(reader.hear()["return"]["position"].is_u64());
+            assert_eq!(reader.hear()["return"]["count"], 4096);
+        }
+        sender.join().expect("all are sent");
+    });
+    let grown: Vec<u64> =
+        [worker, broker].iter().zip(before).map(|(&pid, before)| kibibytes(pid, "VmHWM") - before).collect();
+    assert!(grown.iter().all(|&grown| grown < GROWTH), "worker and broker grew by {grown:?} KiB");
+    println!("    {} pipelined requests, unread: worker and broker grew by {grown:?} KiB", 2 * requests);
+    assert_eq!(agent.process("worker", 0), worker, "it was not replaced");
+}
+
+/// What the processes of an agent have open.
+fn open_in(agent: &Agent<'_>) -> BTreeMap<(String, i32), PathBuf> {
+    let mut open = BTreeMap::new();
+    for (name, pid) in agent.family() {
+        for entry in fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors").flatten() {
+            let number: i32 = entry.file_name().to_str().and_then(|name| name.parse().ok()).expect("a number");
+            if let Ok(target) = fs::read_link(entry.path()) {
+                open.insert((name.clone(), number), target);
+            }
+        }
+    }
+    open
+}
+
+fn a_passed_descriptor_reaches_nobody() {
+    let home = Home::new();
+    let agent = home.start(&policy());
+    let stream = UnixStream::connect(home.path("host.sock")).expect("a connection");
+    let mut host = Host::over(stream.try_clone().expect("a second descriptor"));
+    host.ping();
+    let before = open_in(&agent);
+    let secret = File::open("/proc/self/status").expect("a file");
+    let passed = [secret.as_raw_fd(); 8];
+    for _ in 0..100 {
+        let request = [IoSlice::new(b"{\"execute\": \"guest-ping\"}")];
+        let rights = [ControlMessage::ScmRights(&passed)];
+        sendmsg::<()>(stream.as_raw_fd(), &request, &rights, MsgFlags::empty(), None).expect("sendmsg");
+        assert_eq!(host.hear(), json!({ "return": {} }));
+    }
+    assert_eq!(open_in(&agent), before);
+}
+
+// ---- socket activation -----------------------------------------------------------
+
+/// Does what a service manager does for one listening socket: puts it at
+/// descriptor 3 and becomes the program. Arguments: the socket's path, how many
+/// sockets to announce, the program and its arguments.
+fn activate(arguments: &[String]) {
+    let [path, count, program, arguments @ ..] = arguments else { panic!("three arguments") };
+    let listener = UnixListener::bind(path).expect("a socket");
+    assert_eq!(listener.as_raw_fd(), 3, "sd_listen_fds(3)");
+    fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty())).expect("no close-on-exec");
+    let mut command = Command::new(program);
+    command.args(arguments).env("LISTEN_PID", std::process::id().to_string()).env("LISTEN_FDS", count);
+    panic!("{}", command.exec());
+}
+
+/// The command that starts this home's agent with a passed socket.
+fn activated(home: &Home, socket: &Path, count: &str) -> Command {
+    let plain = home.command(&policy());
+    let mut command = Command::new(cell::SELF);
+    command.args(["--role", "activate"]).arg(socket).arg(count);
+    command.arg(plain.get_program()).args(plain.get_args());
+    let stderr = File::options().append(true).open(home.path("stderr")).expect("a file for stderr");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+    command
+}
+
+fn a_service_manager_may_pass_the_socket() {
+    let home = Home::new();
+    let path = home.write("file", b"content");
+    let socket = home.path("activated.sock");
+    let mut agent = home.start_command(activated(&home, &socket, "1"));
+    assert!(!home.path("host.sock").exists(), "the policy's own is not made");
+    for _ in 0..2 {
+        let mut host = Host::connect(&socket);
+        host.ping();
+        let handle = host.open(&path, "r").expect("a handle");
+        assert_eq!(host.read(handle), "Y29udGVudA==");
+    }
+    agent.await_record("host-connected", |record| record["postern"]["peer"]["uid"] == 0);
+    agent.signal("broker", Signal::SIGTERM);
+    assert_eq!(agent.ended().code(), Some(0));
+    assert!(socket.exists(), "it is the service manager's");
+    fs::remove_file(&socket).expect("the socket");
+    let refused = activated(&home, &socket, "2").status().expect("the agent");
+    assert_eq!(refused.code(), Some(5));
+    assert!(agent.said().contains("write one ListenStream="), "{}", agent.said());
+    // Meant for another process: the policy's channel.
+    let mut command = home.command(&policy());
+    command.env("LISTEN_PID", "1").env("LISTEN_FDS", "1");
+    drop(agent);
+    let (_agent, mut host) = start_quietly_by(&home, command);
+    host.ping();
+}
+
+// ---- a serial port -----------------------------------------------------------------
+
+/// A terminal whose other end is the agent's port: no virtio-serial port, but a
+/// character device that reads and writes as one does.
+fn pty() -> (File, PathBuf, OwnedFd) {
+    let options = Some("newinstance,ptmxmode=0666");
+    mount(Some("devpts"), "/dev/pts", Some("devpts"), MsFlags::empty(), options).expect("devpts");
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).expect("a pty");
+    grantpt(&master).and_then(|()| unlockpt(&master)).expect("its other end");
+    let path = PathBuf::from(ptsname_r(&master).expect("its name"));
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let slave = nix::fcntl::open(&path, flags, nix::sys::stat::Mode::empty()).expect("its other end");
+    let mut raw = tcgetattr(&slave).expect("its settings");
+    cfmakeraw(&mut raw);
+    tcsetattr(&slave, SetArg::TCSANOW, &raw).expect("its settings");
+    (File::from(OwnedFd::from(master)), path, slave)
+}
+
+fn line(from: &mut File) -> String {
+    let mut text = Vec::new();
+    while text.last() != Some(&b'\n') {
+        let mut byte = [0];
+        let mut ready = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut ready, PollTimeout::from(30_000_u16)).expect("poll"), 1, "in vain: {text:?}");
+        from.read_exact(&mut byte).expect("a byte");
+        text.push(byte[0]);
+    }
+    String::from_utf8(text).expect("text")
+}
+
+fn a_pty_stands_in_for_a_serial_port() {
+    let (mut host, path, _slave) = pty();
+    let mut home = Home::new();
+    let file = home.write("file", b"content");
+    home.launch = vec!["run".into(), "--channel".into(), format!("virtio-serial:{}", path.display())];
+    let mut agent = home.start(&policy());
+    assert!(!home.path("host.sock").exists());
+    host.write_all(b"{\"execute\": \"guest-ping\"}").expect("a request");
+    assert_eq!(line(&mut host), "{\"return\": {}}\n");
+    let open = json!({ "execute": "guest-file-open", "arguments": { "path": file } });
+    host.write_all(b"{\"execute\": \"guest-sync\", \"arguments\": {\"id\": 5}}").expect("a request");
+    host.write_all(open.to_string().as_bytes()).expect("a request");
+    assert_eq!(line(&mut host), "{\"return\": 5}\n");
+    assert_eq!(line(&mut host), "{\"return\": 1000}\n");
+    // Its worker is replaced on the same port, which the broker keeps.
+    let first = agent.process("worker", 0);
+    agent.signal("worker", Signal::SIGKILL);
+    agent.process("worker", first);
+    host.write_all(b"{\"execute\": \"guest-ping\"}").expect("a request");
+    assert_eq!(line(&mut host), "{\"return\": {}}\n");
+    agent.signal("broker", Signal::SIGTERM);
+    assert_eq!(agent.ended().code(), Some(0));
+}
