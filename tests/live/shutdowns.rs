@@ -278,8 +278,8 @@ fn the_kernel_is_asked_where_the_policy_says() {
             let log = log_left_behind();
             verify(&[&log]);
             let text = fs::read_to_string(&log).expect("the log");
-            let records = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-            let last = records.filter(|record| record["event"]["action"] == "guest-shutdown").last().expect("a record");
+            let mut records = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+            let last = records.rfind(|record| record["event"]["action"] == "guest-shutdown").expect("a record");
             assert_eq!(last["postern"]["stage"], "asked");
             assert_eq!(last["postern"]["shutdown"], json!({ "mode": mode, "method": method }));
         }
