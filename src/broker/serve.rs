@@ -42,6 +42,8 @@ use crate::shutdown::Shutdown;
 const OPEN_LIMIT: Duration = Duration::from_secs(20);
 /// How long a worker may take to count and end when postern stops.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// When to look again at a freeze that has not begun yet.
+const LOOK_SOON: Duration = Duration::from_millis(500);
 /// While something is frozen, how often the clock that goes on in a sleeping
 /// guest is looked at; `poll` waits by one that does not.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
@@ -267,7 +269,11 @@ impl Broker {
         let opening = self.opening.as_ref().map(|opening| opening.since + OPEN_LIMIT);
         let missing = self.worker.is_none() || (self.opener.is_none() && !self.parts.policy.files.is_empty());
         let birth = (missing && self.stopping.is_none()).then(|| self.parts.family.next_birth());
-        let thaw = self.thaw_due(Instant::now());
+        let now = Instant::now();
+        // The freezer says when it began only once it is at it, and if it then
+        // gets stuck nothing else wakes this loop.
+        let begins = self.freezing.is_some().then(|| now + LOOK_SOON);
+        let thaw = self.thaw_due(now).or(begins);
         let farewell = self.stopping.filter(|_| self.worker.is_some());
         let worker = self.worker.as_ref().and_then(Child::given_up_at);
         let opener = self.opener.as_ref().and_then(Child::given_up_at);
