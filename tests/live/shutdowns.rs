@@ -72,10 +72,14 @@ fn init(arguments: &[String]) {
         replies.push(host.hear());
     }
     assert_eq!(replies.pop().expect("a reply")["id"], "ping");
+    let refused = !replies.is_empty();
     for reply in replies {
         println!("{}: {}", reply["error"]["class"].as_str().expect("an error"), reply["error"]["desc"]);
     }
-    wait_for_reboot(method);
+    // Where init is known only `kernel` means the kernel.
+    let systemd = Path::new("/run/systemd/system").exists();
+    let due = method == "kernel" || (method == "auto" && !systemd);
+    wait_for_reboot(due && !refused);
     while let Some(info) = inbox.read_signal().expect("the signalfd") {
         if info.ssi_signo.cast_signed() != libc::SIGCHLD {
             println!("signal {} from uid {}", info.ssi_signo, if info.ssi_uid == home.broker { "broker" } else { "?" });
@@ -97,14 +101,14 @@ fn init(arguments: &[String]) {
 }
 
 /// The kernel's answer to `reboot(2)` ends this namespace and us with it, at any
-/// moment; where none is due this ends soon.
-fn wait_for_reboot(method: &str) {
-    if method != "init" {
-        let nothing = open_fifo_pair();
-        let mut never = [PollFd::new(nothing.as_fd(), PollFlags::POLLIN)];
-        // A liveness bound: it comes at once, or the test fails.
-        let _ = poll(&mut never, PollTimeout::try_from(Duration::from_secs(5)).expect("a limit"));
-    }
+/// moment; where none is due it is waited for a little.
+fn wait_for_reboot(due: bool) {
+    let nothing = open_fifo_pair();
+    let mut never = [PollFd::new(nothing.as_fd(), PollFlags::POLLIN)];
+    // A liveness bound: before it comes sync(2), for which the whole machine's
+    // disks count.
+    let limit = if due { Duration::from_secs(120) } else { Duration::from_millis(500) };
+    let _ = poll(&mut never, PollTimeout::try_from(limit).expect("a limit"));
 }
 
 fn open_fifo_pair() -> File {
