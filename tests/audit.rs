@@ -2,7 +2,7 @@
 //! continued and checked, and that nothing done to it goes unseen.
 //!
 //! Tests whose names begin with `root_` mount a tmpfs; without root they say so
-//! and, with `POSTERN_TESTS_ROOT=1`, fail.
+//! and, with `CI` set, fail.
 
 #[path = "audit/commands.rs"]
 mod commands;
