@@ -5,7 +5,6 @@ mod errors;
 mod framing;
 mod random;
 mod replies;
-mod speed;
 
 use postern_core::catalogue::{Command, CommandSet};
 use postern_core::policy::Limits;
