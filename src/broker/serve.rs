@@ -113,8 +113,7 @@ pub(crate) struct Broker {
     opens: u64,
     /// Which freeze command runs; for the record of its end.
     freezing: Option<Command>,
-    /// The worker awaits the end of a freeze, of a thaw.
-    owes_freeze: bool,
+    /// The worker awaits the end of a thaw.
     owes_thaw: bool,
     /// When to try next to thaw what is frozen past the policy's limit.
     next_limit: Option<Instant>,
@@ -170,7 +169,6 @@ impl Broker {
             opening: None,
             opens: 0,
             freezing: None,
-            owes_freeze: false,
             owes_thaw: false,
             next_limit: frozen.then(Instant::now),
             stopping: None,

@@ -271,7 +271,7 @@ frames! {
         6 Thaw {},
         /// Answer: `Status`.
         7 Status {},
-        /// Shut down. Answer: `ShutDown` or `Refused`.
+        /// Shut down. Answer: `ShuttingDown` or `Refused`.
         8 Shutdown { mode: ShutdownMode },
         /// The host left; the channel's descriptor is closed. No answer.
         9 HostGone {},

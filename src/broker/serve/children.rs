@@ -133,7 +133,6 @@ impl Broker {
     pub(super) fn lose_worker(&mut self) {
         let Some(worker) = self.worker.take() else { return };
         self.let_go(Role::Worker, &worker);
-        self.owes_freeze = false;
         self.owes_thaw = false;
         self.opening = None;
         let why = if self.stopping.is_some() { Closing::Stopping } else { Closing::WorkerDied };

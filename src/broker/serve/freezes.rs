@@ -30,7 +30,6 @@ impl Broker {
         match begun {
             Some(Ok(())) => {
                 self.freezing = Some(command);
-                self.owes_freeze = true;
                 self.next_limit = Some(Instant::now());
                 self.answer(&Answer::Begun {}, None);
             }
@@ -76,7 +75,7 @@ impl Broker {
             self.say(Level::Notice, &format!("freeze: {note}"));
         }
         self.note(&Record::FreezeDone { command, count, mounts: mounts(filesystems) });
-        self.end_freeze(&Answer::FreezeDone { count });
+        self.answer(&Answer::FreezeDone { count }, None);
     }
 
     fn freeze_failed(&mut self, failure: &Failure, left: &[Failure]) {
@@ -88,12 +87,7 @@ impl Broker {
         }
         let (mount, errno) = (failure.mountpoint().map_or_else(|| text(b""), path_text), failure.errno());
         self.note(&Record::FreezeFailed { command, mount, reason: text(why.as_bytes()), errno });
-        self.end_freeze(&Answer::FreezeFailed { why: Text::cut(why.as_bytes()) });
-    }
-
-    fn end_freeze(&mut self, answer: &Answer) {
-        self.owes_freeze = false;
-        self.answer(answer, None);
+        self.answer(&Answer::FreezeFailed { why: Text::cut(why.as_bytes()) }, None);
     }
 
     fn thawed(&mut self, why: Why, filesystems: &[Filesystem], left: &[Failure]) {

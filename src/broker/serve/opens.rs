@@ -69,10 +69,7 @@ impl Broker {
             Ok(received) => received,
             Err(ReceiveError::Empty) => return Ok(()),
             Err(ReceiveError::Malformed(why)) => {
-                let child = opener.id;
-                let reason = text(why.to_string().as_bytes());
-                self.note(&Record::MalformedFrame { role: audit::Role::Opener, child, reason });
-                self.lose_opener();
+                self.replace_unsound(&why.to_string());
                 return Ok(());
             }
             Err(_) => {
@@ -82,10 +79,7 @@ impl Broker {
         };
         match received.message {
             OpenerReport::Ready { .. } | OpenerReport::Unconfined { .. } if opener.ready => {
-                let child = opener.id;
-                let reason = text(b"it introduced itself twice");
-                self.note(&Record::MalformedFrame { role: audit::Role::Opener, child, reason });
-                self.lose_opener();
+                self.replace_unsound("it introduced itself twice");
             }
             OpenerReport::Ready { standing } => {
                 opener.ready = true;
@@ -121,6 +115,13 @@ impl Broker {
             }
         }
         Ok(())
+    }
+
+    /// Records what no sound opener does, and lets go of the one that did it.
+    fn replace_unsound(&mut self, why: &str) {
+        let child = self.opener.as_ref().map_or(0, |opener| opener.id);
+        self.note(&Record::MalformedFrame { role: audit::Role::Opener, child, reason: text(why.as_bytes()) });
+        self.lose_opener();
     }
 
     /// Whether the refusal may come from Landlock for a file that was put in
@@ -169,11 +170,8 @@ impl Broker {
         let Some(opening) = self.opening.take_if(|opening| opening.id == id) else { return };
         let Some(file) = file else { return };
         if !self.is_as_told(facts, &file) {
-            let child = self.opener.as_ref().map_or(0, |opener| opener.id);
-            let reason = text(b"it passed another object than it told of");
-            self.note(&Record::MalformedFrame { role: audit::Role::Opener, child, reason });
             self.opening = Some(opening);
-            self.lose_opener();
+            self.replace_unsound("it passed another object than it told of");
             return;
         }
         let granted = Record::OpenGranted {

@@ -334,7 +334,6 @@ fn birth() -> Vec<Rule> {
         permit!(getgid, "C library start"),
         permit!(getegid, "C library start"),
         permit!(getresuid, "the child's own checks"),
-        permit!(getresgid, "the child's own checks"),
         permit!(futex, "standard library start"),
         permit!(prctl, "the child's name, not dumpable, no new privileges, end with the parent"),
         permit!(capget, "the child's capabilities"),

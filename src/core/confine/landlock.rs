@@ -16,7 +16,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
 use super::{ConfineError, call};
-use crate::policy::rules::{Rights, Types};
+use crate::policy::rules::Rights;
 use crate::sys::descriptors;
 
 /// The newest ABI of the crate; older kernels enforce what they know of it.
@@ -78,13 +78,6 @@ pub fn access_of(rights: Rights, directory: bool) -> BitFlags<AccessFs> {
 /// As open(2).
 pub fn open(path: &Path) -> Result<OwnedFd, Errno> {
     nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
-}
-
-/// Whether rules for these types keep devices usable at all: from ABI 5 on,
-/// device ioctls stay denied whatever the types say.
-#[must_use]
-pub fn denies_device_ioctl(types: Types) -> bool {
-    types.contains(Types::CHARACTER) || types.contains(Types::BLOCK)
 }
 
 /// Puts this thread, and all it starts, into a domain with exactly `grants`.

@@ -65,7 +65,7 @@ pub(super) mod numbers {
         epoll_ctl = SYS_epoll_ctl, epoll_pwait = SYS_epoll_pwait, execveat = SYS_execveat,
         exit_group = SYS_exit_group, faccessat = SYS_faccessat, fcntl = SYS_fcntl, fstat = SYS_fstat, futex = SYS_futex,
         getegid = SYS_getegid, geteuid = SYS_geteuid, getgid = SYS_getgid, getpid = SYS_getpid, getrandom = SYS_getrandom,
-        getresgid = SYS_getresgid, getresuid = SYS_getresuid, getsockopt = SYS_getsockopt, gettid = SYS_gettid,
+        getresuid = SYS_getresuid, getsockopt = SYS_getsockopt, gettid = SYS_gettid,
         getuid = SYS_getuid, ioctl = SYS_ioctl, kill = SYS_kill, landlock_add_rule = SYS_landlock_add_rule,
         landlock_create_ruleset = SYS_landlock_create_ruleset, landlock_restrict_self = SYS_landlock_restrict_self,
         lseek = SYS_lseek, madvise = SYS_madvise, mmap = SYS_mmap, mprotect = SYS_mprotect, mremap = SYS_mremap,

@@ -3,8 +3,6 @@
 //! Trust: cut from the checked policy by the broker; the children take it as
 //! given, for who speaks on their first descriptor is their parent.
 
-use std::path::PathBuf;
-
 use super::rules::FileRule;
 use super::{Limits, Policy};
 use crate::catalogue::CommandSet;
@@ -38,10 +36,5 @@ impl Policy {
     #[must_use]
     pub fn opener_part(&self) -> OpenerPart {
         OpenerPart { rules: self.files.clone(), create_mode: self.create_mode }
-    }
-
-    /// Every path that must exist, or be optional, for the opener to start.
-    pub fn file_paths(&self) -> impl Iterator<Item = &PathBuf> {
-        self.files.iter().map(|rule| &rule.path)
     }
 }
