@@ -8,73 +8,24 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
 use postern_broker::say::Level;
 use postern_broker::{Options, spawner};
 use postern_core::messages::Role;
-use postern_core::policy::Channel;
 use postern_core::policy::written::{self, World};
 use postern_core::sys::process;
+use postern_tools::cli::{Cli, Command, Run};
 
 /// A policy that can't be used.
 const STATUS_POLICY: u8 = 3;
-
-#[derive(Debug, Parser)]
-#[command(
-    name = "postern",
-    version,
-    about = "A sandboxed, hardened guest agent that speaks the QEMU Guest Agent protocol",
-    after_help = "Examples:\n  postern demo\n  postern policy check\n  postern run --policy /etc/postern/policy.toml\n  \
-                  postern call --socket /run/vm/ga.sock guest-info\n  postern audit verify /var/log/postern/audit.jsonl",
-    subcommand_required = true,
-    arg_required_else_help = true
-)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Serve the host: broker, spawner, opener, worker
-    #[command(
-        after_help = "Exit status: 0 ended in order, 1 failed, 2 usage, 3 policy, 4 a barrier could not be put up, \
-                      5 no channel, 6 no audit log.\n\nExamples:\n  postern run\n  postern run --policy ./p.toml \
-                      --channel unix-listen:/run/vm/ga.sock"
-    )]
-    Run(Run),
-    Demo(postern_tools::demo::Demo),
-    Call(postern_tools::call::Call),
-    /// Check, explain and try a policy
-    #[command(subcommand)]
-    Policy(postern_tools::policy::Command),
-    /// Verify and read audit logs
-    #[command(subcommand)]
-    Audit(postern_tools::audit::Command),
-}
-
-#[derive(Debug, clap::Args)]
-struct Run {
-    /// The policy file; drop-ins are read from the directory of the same name ending in .d
-    #[arg(long, value_name = "FILE")]
-    policy: Option<PathBuf>,
-    /// Where to meet the host, if not where the policy says: unix-listen:PATH or virtio-serial:PATH
-    #[arg(long, value_name = "METHOD:PATH", value_parser = Channel::from_text)]
-    channel: Option<Channel>,
-    /// Say more: -v notices, -vv everything
-    #[arg(short, long, action = clap::ArgAction::Count)]
-    verbose: u8,
-}
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     if let [only] = arguments.as_slice() {
         role(only);
     }
-    match Cli::parse_from(arguments).command {
+    match Cli::read(arguments).command {
         Command::Run(arguments) => run(arguments),
         Command::Demo(demo) => demo.run(),
         Command::Call(call) => call.run(),

@@ -1,10 +1,11 @@
-//! What people run: demo, call, policy, audit.
+//! What people run: demo, call, policy, audit; and the command line.
 //!
 //! Trust: a person's command line. Nothing here is part of the running agent.
 #![forbid(unsafe_code)]
 
 pub mod audit;
 pub mod call;
+pub mod cli;
 pub mod client;
 pub mod demo;
 pub mod policy;
