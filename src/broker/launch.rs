@@ -112,6 +112,7 @@ pub fn run(options: Options) -> Result<(), Fatal> {
     // An executable that its user may not read makes a process whose memory is
     // root's, also to itself: then `ps` shows the command line as it was typed.
     let _ = process::rename_self(c"postern: broker");
+    let landlock = confine::landlock::version()?;
     // What else the starter left open is nobody's business in here.
     let activated = Host::activated()?;
     descriptors::close_from(process::FIRST_HANDED + i32::from(activated.is_some()))
@@ -152,6 +153,7 @@ pub fn run(options: Options) -> Result<(), Fatal> {
     }
 
     let (family, landlock_abi) = found_family(accounts.as_ref().map(|(worker, _)| identity(worker, &policy)))?;
+    voice.say(Level::Info, &format!("the kernel has Landlock ABI {landlock}; {landlock_abi} is enforced"));
     let signals = watch_signals()?;
 
     let known = !matches!(init, Init::Unknown);

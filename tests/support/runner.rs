@@ -9,7 +9,8 @@ use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
-use std::thread::sleep;
+use std::sync::Mutex;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use super::cell;
@@ -47,11 +48,99 @@ pub(crate) fn main(tests: &[Test], roles: &[Role], programs: &[&str]) -> ExitCod
             }
             ExitCode::SUCCESS
         }
-        _ => run(tests, &arguments),
+        _ => run(tests, &arguments, |chosen| chosen.iter().map(|(name, _)| (*name, passes(name))).collect()),
     }
 }
 
-fn run(tests: &[Test], arguments: &[String]) -> ExitCode {
+/// What `main` of a target does whose tests work on virtual machines: each is a
+/// process in mount and PID namespaces of its own, so that nothing it started
+/// or mounted outlives it, but with the machine's own root. As many at a time
+/// as there are processors; what they print is shown if they fail.
+pub(crate) fn main_on_machine(tests: &[Test]) -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
+        Some("--in-namespace") => {
+            let (_, test) = tests.iter().find(|(test, _)| *test == arguments[1]).expect("a test of this target");
+            test();
+            ExitCode::SUCCESS
+        }
+        Some("--list") => main(tests, &[], &[]),
+        _ => run(tests, &arguments, |chosen| {
+            let notes = tempfile::tempdir().expect("a temporary directory");
+            let waiting = Mutex::new(chosen.iter());
+            let results = Mutex::new(Vec::new());
+            let next = || waiting.lock().expect("no test panics in here").next();
+            thread::scope(|scope| {
+                for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+                    scope.spawn(|| {
+                        while let Some((name, _)) = next() {
+                            let passed = passes_on_machine(name, notes.path());
+                            results.lock().expect("no test panics in here").push((*name, passed));
+                        }
+                    });
+                }
+            });
+            let results = results.into_inner().expect("no test panics in here");
+            print_table(chosen, &results, notes.path());
+            results
+        }),
+    }
+}
+
+/// Where a test leaves its row of the table.
+const NOTE: &str = "POSTERN_TEST_NOTE";
+
+/// Notes what a test found out, for the table behind the results.
+pub(crate) fn note(text: &str) {
+    if let Some(path) = env::var_os(NOTE) {
+        fs::write(path, text).expect("a note");
+    }
+}
+
+fn print_table(tests: &[&Test], results: &[(&str, bool)], notes: &Path) {
+    for (name, _) in tests {
+        if let Ok(note) = fs::read_to_string(notes.join(name)) {
+            let passed = results.contains(&(*name, true));
+            println!("| {name} | {note} | {} |", if passed { "ok" } else { "FAILED" });
+        }
+    }
+}
+
+fn passes_on_machine(name: &str, notes: &Path) -> bool {
+    let started = Instant::now();
+    let output = notes.join(format!("{name}.output"));
+    let file = fs::File::create(&output).expect("a file");
+    let mut child = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc", "--"])
+        .arg(env::current_exe().expect("the path of this test"))
+        .args(["--in-namespace", name])
+        .env(NOTE, notes.join(name))
+        .stdin(Stdio::null())
+        .stdout(file.try_clone().expect("a second descriptor"))
+        .stderr(file)
+        .spawn()
+        .expect("unshare (util-linux)");
+    let passed = loop {
+        if let Some(status) = child.try_wait().expect("the child's status") {
+            break status.success();
+        }
+        if started.elapsed() > HANG_ON_MACHINE {
+            let _ = child.kill();
+            let _ = child.wait();
+            break false;
+        }
+        sleep(Duration::from_millis(20));
+    };
+    let said = if passed { String::new() } else { fs::read_to_string(&output).unwrap_or_default() };
+    let result = if passed { "ok" } else { "FAILED" };
+    println!("{said}test {name} ... {result} ({} s)", started.elapsed().as_secs());
+    passed
+}
+
+/// What a test on virtual machines may take; as [`HANG`].
+const HANG_ON_MACHINE: Duration = Duration::from_secs(900);
+
+fn run(tests: &[Test], arguments: &[String], results: impl FnOnce(&[&Test]) -> Vec<(&'static str, bool)>) -> ExitCode {
     let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let chosen: Vec<&Test> = tests
         .iter()
@@ -66,7 +155,7 @@ fn run(tests: &[Test], arguments: &[String]) -> ExitCode {
         sum_up(0, 0, chosen.len());
         return if may_be { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    let failed: Vec<&str> = chosen.iter().map(|(name, _)| *name).filter(|name| !passes(name)).collect();
+    let failed: Vec<&str> = results(&chosen).into_iter().filter(|(_, passed)| !passed).map(|(name, _)| name).collect();
     sum_up(chosen.len() - failed.len(), failed.len(), 0);
     for name in &failed {
         println!("    failed: {name}");

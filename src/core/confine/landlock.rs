@@ -17,7 +17,7 @@ use nix::sys::stat::Mode;
 
 use super::{ConfineError, call};
 use crate::policy::rules::Rights;
-use crate::sys::descriptors;
+use crate::sys::{descriptors, process};
 
 /// The newest ABI of the crate; older kernels enforce what they know of it.
 const NEWEST: ABI = ABI::V9;
@@ -78,6 +78,18 @@ pub fn access_of(rights: Rights, directory: bool) -> BitFlags<AccessFs> {
 /// As open(2).
 pub fn open(path: &Path) -> Result<OwnedFd, Errno> {
     nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// The kernel's version of Landlock, asked for before anything else, so that a
+/// kernel without it is named as such and not by what else it lacks.
+///
+/// # Errors
+/// [`ConfineError::NoLandlock`].
+pub fn version() -> Result<u32, ConfineError> {
+    process::landlock_version().map_err(|why| match why {
+        Errno::EOPNOTSUPP => ConfineError::NoLandlock("has Landlock, but not enabled"),
+        _ => ConfineError::NoLandlock("has no Landlock"),
+    })
 }
 
 /// Puts this thread, and all it starts, into a domain with exactly `grants`.

@@ -161,3 +161,15 @@ pub fn reboot(command: libc::c_int) -> io::Result<()> {
     Errno::result(unsafe { libc::reboot(command) })?;
     Ok(())
 }
+
+/// The version of Landlock that the kernel has, by `landlock_create_ruleset(2)`.
+///
+/// # Errors
+/// `ENOSYS` without Landlock, `EOPNOTSUPP` if it is not enabled.
+pub fn landlock_version() -> Result<u32, Errno> {
+    const VERSION: libc::c_ulong = 1;
+    // SAFETY: with this flag the kernel takes no ruleset and makes no descriptor.
+    let version =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, ptr::null::<libc::c_void>(), 0_usize, VERSION) };
+    Errno::result(version).map(|version| u32::try_from(version).unwrap_or_default())
+}

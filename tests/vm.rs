@@ -1,0 +1,28 @@
+//! The agent in real guests: Debian's kernels under QEMU, a root filesystem of
+//! its own that can be frozen, a virtio-serial port, the executable that ships.
+//!
+//! `cargo test --test vm` boots the quick set, `POSTERN_VM=all` everything
+//! (`tests/run --all`). Needs root (for the images), QEMU and Debian's packages,
+//! which `tests/vm/prepare` fetches by name.
+//!
+//! Each test is a process in a PID namespace of its own, so that no QEMU
+//! outlives it. Nothing of the machine itself is frozen or shut down.
+
+mod support;
+
+#[path = "vm/boots.rs"]
+mod boots;
+#[path = "vm/guests.rs"]
+mod guests;
+#[path = "vm/machine.rs"]
+mod machine;
+
+use std::process::ExitCode;
+
+use support::runner;
+
+fn main() -> ExitCode {
+    machine::say_accelerator();
+    let tests: Vec<runner::Test> = [boots::tests()].concat();
+    runner::main_on_machine(&tests)
+}

@@ -1,0 +1,124 @@
+//! Kernel by userland: the same story in each. What a kernel must have is
+//! asserted, so that a job tests what it claims to.
+
+use serde_json::{Value, json};
+
+use crate::guests::{Kernel, LINUX_5_10, LINUX_6_1, LINUX_6_12, NEWEST, Userland};
+use crate::machine::{Machine, Setup, accelerator};
+use crate::support::runner::{self, Test};
+
+/// The quick set first; `POSTERN_VM=all` takes them all.
+const CELLS: [(Kernel, Userland); 9] = [
+    (LINUX_6_1, Userland::Busybox),
+    (LINUX_6_12, Userland::Busybox),
+    (LINUX_6_1, Userland::Systemd),
+    (LINUX_6_12, Userland::Systemd),
+    (NEWEST, Userland::Busybox),
+    (NEWEST, Userland::Systemd),
+    (LINUX_6_1, Userland::Sysvinit),
+    (LINUX_6_12, Userland::Sysvinit),
+    (NEWEST, Userland::Sysvinit),
+];
+const QUICK: usize = 5;
+
+const TESTS: &[Test] = &[
+    ("boots_6_1_busybox", in_cell::<0>),
+    ("boots_6_12_busybox", in_cell::<1>),
+    ("boots_6_1_systemd", in_cell::<2>),
+    ("boots_6_12_systemd", in_cell::<3>),
+    ("boots_newest_busybox", in_cell::<4>),
+    ("boots_newest_systemd", in_cell::<5>),
+    ("boots_6_1_sysvinit", in_cell::<6>),
+    ("boots_6_12_sysvinit", in_cell::<7>),
+    ("boots_newest_sysvinit", in_cell::<8>),
+];
+
+const REFUSALS: &[Test] = &[
+    ("refuses_5_10_for_it_has_no_landlock", || refuses(LINUX_5_10, "")),
+    ("refuses_a_kernel_with_landlock_switched_off", || refuses(LINUX_6_12, "lsm=capability,yama")),
+];
+
+/// Whether everything was asked for, and not the quick set.
+pub(crate) fn everything() -> bool {
+    std::env::var("POSTERN_VM").is_ok_and(|set| set == "all")
+}
+
+pub(crate) fn tests() -> Vec<Test> {
+    let cells = if everything() { TESTS } else { &TESTS[..QUICK] };
+    [REFUSALS, cells].concat()
+}
+
+/// What every scene of a VM starts from: freeze, power, and files below /srv.
+pub(crate) const POLICY: &str = r#"version = 1
+profile = "backup"
+[commands]
+allow = ["guest-shutdown", "guest-file-open", "guest-file-close", "guest-file-read", "guest-file-write",
+         "guest-file-seek", "guest-file-flush"]
+[shutdown]
+modes = ["powerdown", "reboot", "halt"]
+method = "init"
+[[files]]
+path = "/srv"
+rights = ["read", "write", "create"]
+"#;
+
+/// Makes what the policy names and starts postern; the tiny way, by hand.
+pub(crate) const START: &str = "mkdir -p /srv && chown postern: /srv && \
+     (postern run -vv </dev/null >/run/postern.log 2>&1 & echo $! >/run/postern.pid)";
+
+/// Accounts as the package makes them, where a userland has none.
+const ACCOUNTS: &str = "grep -q '^postern:' /etc/passwd || { \
+     useradd --system --no-create-home postern && useradd --system --no-create-home postern-broker; }; \
+     pidof qemu-ga && service qemu-guest-agent stop; true";
+
+/// What the kernel has, by what postern said of it.
+fn landlock_of(machine: &mut Machine) -> u32 {
+    let abi = machine.sh("sed -n 's/.*the kernel has Landlock ABI \\([0-9]*\\);.*/\\1/p' /run/postern.log");
+    abi.trim().parse().unwrap_or_else(|_| panic!("Landlock's version: {abi:?}"))
+}
+
+fn in_cell<const CELL: usize>() {
+    let (kernel, userland) = CELLS[CELL];
+    let mut machine = Machine::boot(&Setup::new(kernel, userland).with_postern(POLICY));
+    let release = machine.sh("uname -r");
+    machine.sh(ACCOUNTS);
+    machine.sh(START);
+    let mut host = machine.host();
+    host.ping();
+    let landlock = landlock_of(&mut machine);
+    runner::note(&format!(
+        "{} | {} | Landlock {landlock} | {} | {:.1} s",
+        release.trim(),
+        userland.name(),
+        accelerator(),
+        machine.boot.as_secs_f64()
+    ));
+    assert_eq!(landlock, kernel.landlock, "the kernel that was booted is not the one this test is for");
+
+    let handle = host.open("/srv/file", "w+").expect("a file");
+    host.write(handle, "cG9zdGVybg==");
+    host.close(handle);
+    assert_eq!(machine.sh("cat /srv/file"), "postern");
+    assert!(host.open("/etc/shadow", "r").expect_err("no rule").contains("Permission denied"));
+
+    // The root filesystem, log and all.
+    assert_eq!(host.returns("guest-fsfreeze-freeze", &Value::Null), json!(1));
+    assert_eq!(host.returns("guest-fsfreeze-status", &Value::Null), "frozen");
+    machine.sh("(echo frozen >/srv/late; echo $? >/run/late) >/dev/null 2>&1 & sleep 1; test ! -e /run/late");
+    assert_eq!(host.returns("guest-fsfreeze-thaw", &Value::Null), json!(1));
+    machine.sh_eventually("test \"$(cat /run/late)\" = 0");
+    machine.sh("/usr/bin/postern audit verify /var/log/postern/audit.jsonl");
+
+    host.send(br#"{"execute": "guest-shutdown"}"#);
+    machine.event("SHUTDOWN");
+    machine.ended();
+}
+
+/// A kernel that can't confine: postern does not start, and says why.
+fn refuses(kernel: Kernel, append: &str) {
+    let mut machine = Machine::boot(&Setup::new(kernel, Userland::Busybox).with_postern(POLICY).append(append));
+    machine.sh(START);
+    let said = machine.sh_eventually("! kill -0 $(cat /run/postern.pid) 2>/dev/null && cat /run/postern.log");
+    machine.sh("test ! -e /var/log/postern/audit.jsonl");
+    assert!(said.contains("not starting unconfined") && said.contains("Landlock"), "{said}");
+}

@@ -1,0 +1,76 @@
+//! What can be booted: Debian's kernels and three userlands, made once by
+//! `tests/vm/prepare`, and the executable that ships.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+/// A kernel of Debian's, the newest of its series.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kernel {
+    /// As `tests/vm/prepare` knows it.
+    pub(crate) series: &'static str,
+    /// The version of Landlock that it must have; 0 is none. By
+    /// `landlock(7)`: Linux 5.13 has 1, 6.2 has 3, 6.7 has 4, 6.10 has 5, 6.12
+    /// has 6; 6.1 has 2 since 5.19. 7.2's is what it was found to be.
+    pub(crate) landlock: u32,
+}
+
+pub(crate) const LINUX_5_10: Kernel = Kernel { series: "5.10", landlock: 0 };
+pub(crate) const LINUX_6_1: Kernel = Kernel { series: "6.1", landlock: 2 };
+pub(crate) const LINUX_6_12: Kernel = Kernel { series: "6.12", landlock: 6 };
+pub(crate) const NEWEST: Kernel = Kernel { series: "newest", landlock: 10 };
+
+/// A root filesystem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Userland {
+    /// Busybox alone, its init, no udev.
+    Busybox,
+    /// Debian 12 with systemd, udev and the stock agent.
+    Systemd,
+    /// Debian 12 with System V's init, udev and the stock agent.
+    Sysvinit,
+}
+
+impl Userland {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Busybox => "busybox",
+            Self::Systemd => "systemd",
+            Self::Sysvinit => "sysvinit",
+        }
+    }
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The last line that a script of ours prints: a path.
+fn path_by(script: &str, arguments: &[&str]) -> PathBuf {
+    let output = Command::new(root().join(script))
+        .args(arguments)
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap_or_else(|why| panic!("{script}: {why}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{script} {arguments:?}: {}\n{said}", output.status);
+    let printed = String::from_utf8(output.stdout).expect("a path");
+    PathBuf::from(printed.trim_end().lines().next_back().expect("a path"))
+}
+
+/// `vmlinuz` and `initrd` are in there.
+pub(crate) fn kernel(kernel: Kernel) -> PathBuf {
+    path_by("tests/vm/prepare", &["kernel", kernel.series])
+}
+
+/// A raw disk image; not to be written.
+pub(crate) fn userland(userland: Userland) -> PathBuf {
+    path_by("tests/vm/prepare", &["userland", userland.name()])
+}
+
+/// The static executable that ships, built once for all tests.
+pub(crate) fn executable() -> PathBuf {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| path_by("packaging/build", &["--static-only"])).clone()
+}

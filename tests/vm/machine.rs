@@ -1,0 +1,331 @@
+//! One virtual machine: QEMU, a console kept in a file, a shell in the guest
+//! on its second serial port, QMP, and the host's end of the agent's port.
+//! Ended with all it has when it goes out of scope.
+
+#![allow(dead_code, reason = "each scene uses its part")]
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::guests::{self, Kernel, Userland};
+use crate::support::agent::Host;
+
+/// What takes longer hangs. Emulated, on a busy machine, a boot takes a minute.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The port's name, by which every host looks for it.
+pub(crate) const PORT: &str = "org.qemu.guest_agent.0";
+
+/// What to boot.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    pub(crate) kernel: Kernel,
+    pub(crate) userland: Userland,
+    /// Added to the kernel's command line.
+    pub(crate) append: String,
+    /// Files put into the root filesystem before its init starts.
+    payload: Vec<(String, Vec<u8>, u32)>,
+    /// Added to QEMU's command line.
+    pub(crate) extra: Vec<String>,
+    /// Whether the stock agent, if the userland has it, may start.
+    pub(crate) stock: bool,
+    /// MiB.
+    pub(crate) memory: u32,
+}
+
+impl Setup {
+    /// A kernel and a userland, without postern.
+    pub(crate) fn new(kernel: Kernel, userland: Userland) -> Self {
+        let memory = if userland == Userland::Busybox { 256 } else { 512 };
+        Self { kernel, userland, append: String::new(), payload: Vec::new(), extra: Vec::new(), stock: false, memory }
+    }
+
+    /// With a file in the guest.
+    pub(crate) fn file(mut self, path: &str, content: impl Into<Vec<u8>>, mode: u32) -> Self {
+        assert!(path.starts_with('/'), "{path}");
+        self.payload.push((path.to_owned(), content.into(), mode));
+        self
+    }
+
+    /// With the executable that ships and a policy; nothing starts it yet.
+    pub(crate) fn with_postern(self, policy: &str) -> Self {
+        let executable = fs::read(guests::executable()).expect("the static executable");
+        self.file("/usr/bin/postern", executable, 0o711).file("/etc/postern/policy.toml", policy, 0o644)
+    }
+
+    /// With the stock agent running.
+    pub(crate) fn with_stock(mut self) -> Self {
+        self.stock = true;
+        self
+    }
+
+    /// With more words on the kernel's command line.
+    pub(crate) fn append(mut self, words: &str) -> Self {
+        self.append = words.to_owned();
+        self
+    }
+
+    /// With more of QEMU's arguments.
+    pub(crate) fn extra(mut self, arguments: &[&str]) -> Self {
+        self.extra.extend(arguments.iter().map(|one| (*one).to_owned()));
+        self
+    }
+
+    /// The kernel's initrd with the payload as a second archive behind it.
+    fn initrd(&self, kernel: &Path, scratch: &Path) -> PathBuf {
+        let tree = scratch.join("payload");
+        for (path, content, mode) in &self.payload {
+            let path = tree.join("payload").join(path.trim_start_matches('/'));
+            fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
+            fs::write(&path, content).expect("a file of the payload");
+            fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).expect("its mode");
+        }
+        let initrd = scratch.join("initrd");
+        fs::copy(kernel.join("initrd"), &initrd).expect("the initrd");
+        if !self.payload.is_empty() {
+            let end = File::options().append(true).open(&initrd).expect("the initrd");
+            let packed = Command::new("sh")
+                .args(["-c", "find . | cpio --quiet -o -H newc -R 0:0"])
+                .current_dir(&tree)
+                .stdout(end)
+                .status()
+                .expect("sh");
+            assert!(packed.success(), "cpio: {packed}");
+        }
+        initrd
+    }
+}
+
+/// How QEMU runs a guest's code here, and why.
+pub(crate) fn accelerator() -> &'static str {
+    // An explicit wish; /dev/kvm may open and yet not run a guest.
+    if std::env::var_os("POSTERN_VM_KVM").is_some() { "kvm" } else { "tcg" }
+}
+
+pub(crate) fn say_accelerator() {
+    if !std::env::args().any(|argument| argument == "--in-namespace" || argument == "--list") {
+        println!("QEMU's accelerator: {} (POSTERN_VM_KVM=1 asks for kvm)", accelerator());
+    }
+}
+
+/// A QMP connection.
+struct Qmp(BufReader<UnixStream>);
+
+impl Qmp {
+    fn line(&mut self) -> Value {
+        let mut line = String::new();
+        let length = self.0.read_line(&mut line).expect("QMP speaks");
+        assert!(length > 0, "QEMU ended");
+        serde_json::from_str(&line).expect("QMP is JSON")
+    }
+}
+
+/// A running machine.
+pub(crate) struct Machine {
+    qemu: Child,
+    control: BufReader<UnixStream>,
+    qmp: Qmp,
+    /// Events that came while something else was awaited.
+    events: Vec<Value>,
+    pub(crate) directory: TempDir,
+    /// From QEMU's start to a shell.
+    pub(crate) boot: Duration,
+}
+
+impl Machine {
+    /// Boots and waits for a shell in the guest.
+    pub(crate) fn boot(setup: &Setup) -> Self {
+        let directory = tempfile::Builder::new().prefix("postern-vm-").tempdir().expect("a temporary directory");
+        let mut command = Self::command(setup, directory.path());
+        let started = Instant::now();
+        let mut qemu = command.spawn().expect("qemu-system-x86_64");
+        let control = connect(&directory.path().join("control"), &mut qemu);
+        let mut qmp = Qmp(connect(&directory.path().join("qmp"), &mut qemu));
+        qmp.line();
+        let mut machine = Self { qemu, control, qmp, events: Vec::new(), directory, boot: Duration::ZERO };
+        machine.qmp("qmp_capabilities", json!({}));
+        machine.await_shell();
+        if setup.userland == Userland::Systemd {
+            // A unit that is no use here may have failed.
+            machine.try_sh("systemctl is-system-running --wait");
+        }
+        machine.boot = started.elapsed();
+        machine
+    }
+
+    /// The disk on which a machine in `directory` writes.
+    pub(crate) fn disk(directory: &Path) -> PathBuf {
+        directory.join("root.qcow2")
+    }
+
+    /// QEMU's command line; everything it needs is made in `directory`.
+    pub(crate) fn command(setup: &Setup, directory: &Path) -> Command {
+        let kernel = guests::kernel(setup.kernel);
+        let initrd = setup.initrd(&kernel, directory);
+        let disk = Self::disk(directory);
+        let made = Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+            .arg(guests::userland(setup.userland))
+            .arg(&disk)
+            .status()
+            .expect("qemu-img");
+        assert!(made.success(), "qemu-img: {made}");
+        let mask = if setup.stock { "" } else { "systemd.mask=qemu-guest-agent.service" };
+        let append = format!("console=ttyS0 quiet panic=-1 {mask} {}", setup.append);
+        let path = |name: &str| directory.join(name).display().to_string();
+        let socket = |id: &str| format!("socket,id={id},path={},server=on,wait=off", path(id));
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+            .args(["-machine", "pc", "-accel", accelerator(), "-smp", "1", "-m", &setup.memory.to_string()])
+            // QEMU 7.2's emulation of cmpxchg16b corrupts a kernel's registers.
+            .args(["-cpu", "qemu64,-cx16,+rdrand"])
+            .arg("-kernel")
+            .arg(kernel.join("vmlinuz"))
+            .arg("-initrd")
+            .arg(initrd)
+            .args(["-append", &append])
+            .args(["-chardev", &format!("file,id=console,path={}", path("console")), "-serial", "chardev:console"])
+            .args(["-chardev", &socket("control"), "-serial", "chardev:control"])
+            .args(["-chardev", &socket("qmp"), "-mon", "chardev=qmp,mode=control"])
+            .args(["-drive", &format!("if=none,id=root,format=qcow2,file={}", disk.display())])
+            .args(["-device", "virtio-blk-pci,drive=root,id=disk"])
+            .args(["-chardev", &socket("agent")])
+            .args(["-device", "virtio-serial-pci,id=serial"])
+            .args(["-device", &format!("virtserialport,bus=serial.0,id=port,chardev=agent,name={PORT}")])
+            .args(&setup.extra)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        command
+    }
+
+    fn await_shell(&mut self) {
+        let mut line = String::new();
+        while line.trim() != "ready" {
+            line.clear();
+            let heard = self.control.read_line(&mut line);
+            assert!(heard.is_ok_and(|length| length > 0), "no shell in the guest; its console:\n{}", self.console());
+        }
+    }
+
+    /// What the guest's console shows.
+    pub(crate) fn console(&self) -> String {
+        let bytes = fs::read(self.directory.path().join("console")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Runs a script in the guest as root: its status, and what it printed on
+    /// both outputs. One at a time: what hangs there hangs here.
+    pub(crate) fn try_sh(&mut self, script: &str) -> (i32, String) {
+        let line = STANDARD.encode(script) + "\n";
+        self.control.get_mut().write_all(line.as_bytes()).expect("the guest's shell listens");
+        let mut reply = String::new();
+        let heard = self.control.read_line(&mut reply);
+        assert!(heard.is_ok_and(|length| length > 0), "no answer to: {script}\nthe console:\n{}", self.console());
+        let output = STANDARD.decode(reply.trim()).unwrap_or_else(|why| panic!("{why}: {reply:?}"));
+        let output = String::from_utf8_lossy(&output).into_owned();
+        let (printed, status) = output.trim_end().rsplit_once("status ").expect("a status");
+        (status.parse().expect("a number"), printed.to_owned())
+    }
+
+    /// Runs a script that must succeed; what it printed.
+    pub(crate) fn sh(&mut self, script: &str) -> String {
+        let (status, printed) = self.try_sh(script);
+        assert!(status == 0, "{script}: status {status}\n{printed}\nthe console:\n{}", self.console());
+        printed
+    }
+
+    /// Waits until a script succeeds; what it printed then.
+    pub(crate) fn sh_eventually(&mut self, script: &str) -> String {
+        let started = Instant::now();
+        loop {
+            let (status, printed) = self.try_sh(script);
+            if status == 0 {
+                return printed;
+            }
+            assert!(started.elapsed() < PATIENCE, "in vain: {script}: {status}\n{printed}");
+            sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Executes a QMP command; what it returns.
+    pub(crate) fn qmp(&mut self, command: &str, arguments: Value) -> Value {
+        let request = json!({ "execute": command, "arguments": arguments });
+        writeln!(self.qmp.0.get_mut(), "{request}").expect("QMP listens");
+        loop {
+            let line = self.qmp.line();
+            if line.get("event").is_some() {
+                self.events.push(line);
+            } else {
+                assert!(line.get("return").is_some(), "{command}: {line}");
+                return line["return"].clone();
+            }
+        }
+    }
+
+    /// Waits for an event of QEMU's, or takes one that came before.
+    pub(crate) fn event(&mut self, name: &str) -> Value {
+        if let Some(at) = self.events.iter().position(|event| event["event"] == name) {
+            return self.events.remove(at);
+        }
+        loop {
+            let line = self.qmp.line();
+            if line["event"] == name {
+                return line;
+            }
+            self.events.push(line);
+        }
+    }
+
+    /// Where a host meets the port: one at a time, as QEMU's sockets do.
+    pub(crate) fn agent_socket(&self) -> PathBuf {
+        self.directory.path().join("agent")
+    }
+
+    /// Connects to the port as a host.
+    pub(crate) fn host(&self) -> Host {
+        Host::connect(&self.agent_socket())
+    }
+
+    /// Waits until QEMU has ended.
+    pub(crate) fn ended(&mut self) {
+        let started = Instant::now();
+        while self.qemu.try_wait().expect("QEMU's status").is_none() {
+            assert!(started.elapsed() < PATIENCE, "the guest is still there; its console:\n{}", self.console());
+            sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the guest's console:\n{}", self.console());
+        }
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+/// Connects to a socket that QEMU makes at its start.
+fn connect(path: &Path, qemu: &mut Child) -> BufReader<UnixStream> {
+    loop {
+        if let Ok(stream) = UnixStream::connect(path) {
+            stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+            return BufReader::new(stream);
+        }
+        assert!(qemu.try_wait().expect("QEMU's status").is_none(), "QEMU did not start");
+        sleep(Duration::from_millis(10));
+    }
+}
