@@ -25,6 +25,8 @@ mod freezes;
 mod samples;
 #[path = "live/scene.rs"]
 mod scene;
+#[path = "live/service.rs"]
+mod service;
 #[path = "live/shutdowns.rs"]
 mod shutdowns;
 #[path = "live/starts.rs"]
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         evidence::TESTS,
         channels::TESTS,
         starts::TESTS,
+        service::TESTS,
     ]
     .concat();
     let roles: Vec<runner::Role> = [freezes::ROLES, shutdowns::ROLES, channels::ROLES].concat();

@@ -32,6 +32,7 @@ use crate::family::Family;
 use crate::fsfreeze::{self, Engine, Handles, Memory, MountTable, Remembered};
 use crate::host::{Host, HostError};
 use crate::log::{self, Log, LogError};
+use crate::notify::Notify;
 use crate::options::Options;
 use crate::say::{Level, Voice};
 use crate::serve::{Broker, Parts};
@@ -141,6 +142,10 @@ pub fn run(options: Options) -> Result<(), Fatal> {
         log::prepare_directory(&policy.audit.log, owner.0, owner.1)?;
     }
 
+    let notify = Notify::from_environment().unwrap_or_else(|why| {
+        voice.say(Level::Warning, &format!("the service manager won't be told: NOTIFY_SOCKET: {why}"));
+        Notify::default()
+    });
     let host = match (&channel, activated) {
         (None, Some(host)) => host,
         (Some(channel), _) => Host::open(channel)?,
@@ -182,7 +187,7 @@ pub fn run(options: Options) -> Result<(), Fatal> {
         let shutdown = Shutdown::start(policy.shutdown.clone(), init).map_err(call("starting a thread"))?;
         Ok((engine, shutdown))
     })?;
-    let parts = Parts { policy, voice, log, engine, shutdown, handles, host, family, signals, privileged };
+    let parts = Parts { policy, voice, notify, log, engine, shutdown, handles, host, family, signals, privileged };
     // Never dropped: what its threads would do on their way out is in no filter,
     // and the process ends behind it.
     ManuallyDrop::new(Broker::new(parts, landlock_abi)).serve(&confined)

@@ -13,6 +13,7 @@ pub mod fsfreeze;
 mod host;
 mod launch;
 pub mod log;
+mod notify;
 mod options;
 pub mod say;
 mod serve;

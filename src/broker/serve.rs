@@ -11,6 +11,7 @@
 mod asks;
 mod children;
 mod freezes;
+mod manager;
 mod opens;
 
 use std::collections::BTreeMap;
@@ -34,8 +35,10 @@ use crate::fsfreeze::{Engine, Filesystem, Handles, Status, Why};
 use crate::host::{Host, HostError};
 use crate::launch::Fatal;
 use crate::log::{Log, LogError, Receipt};
+use crate::notify::Notify;
 use crate::say::{Level, Voice};
 use crate::shutdown::Shutdown;
+use manager::Standing;
 
 /// How long an open may take before the opener is given up: a dead network
 /// filesystem in a path of the policy.
@@ -53,6 +56,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 pub(crate) struct Parts {
     pub(crate) policy: Policy,
     pub(crate) voice: Voice,
+    pub(crate) notify: Notify,
     pub(crate) log: Log,
     pub(crate) engine: Option<Engine>,
     pub(crate) shutdown: Shutdown,
@@ -123,6 +127,8 @@ pub(crate) struct Broker {
     /// Postern stops, and something did not thaw.
     gave_up: bool,
     landlock_abi: u8,
+    /// What the service manager was told last.
+    told: Standing,
 }
 
 /// What poll told of.
@@ -134,6 +140,7 @@ struct Awake {
     opener: bool,
     worker: bool,
     host: bool,
+    manager: bool,
 }
 
 fn text(bytes: &[u8]) -> audit::Text {
@@ -175,6 +182,7 @@ impl Broker {
             stop_reason: "",
             gave_up: false,
             landlock_abi,
+            told: Standing::default(),
         }
     }
 
@@ -182,6 +190,8 @@ impl Broker {
     pub(crate) fn serve(&mut self, _confined: &Confined) -> Result<(), Fatal> {
         let served = self.run();
         if let Err(fatal) = &served {
+            self.parts.notify.stopping();
+            self.parts.notify.status(&fatal.to_string());
             self.last_thaw();
             self.note(&Record::Stopped { reason: text(fatal.to_string().as_bytes()) });
         }
@@ -192,6 +202,7 @@ impl Broker {
         loop {
             self.keep_family()?;
             self.keep_time();
+            self.tell_manager();
             if self.is_done() {
                 if self.gave_up {
                     return Err(Fatal::StillFrozen);
@@ -218,6 +229,9 @@ impl Broker {
             if awake.worker {
                 self.hear_worker()?;
             }
+            if awake.manager {
+                self.parts.notify.tell_on();
+            }
             if awake.host && self.parts.host.accept() {
                 self.introduce_host();
             }
@@ -238,6 +252,7 @@ impl Broker {
             opener,
             worker,
             self.parts.host.awaited().filter(|_| met).map(|host| (host, read)),
+            self.parts.notify.awaited().map(|manager| (manager, PollFlags::POLLOUT)),
         ];
         let mut watched: Vec<PollFd<'_>> =
             sources.iter().flatten().map(|&(fd, flags)| PollFd::new(fd, flags)).collect();
@@ -260,6 +275,7 @@ impl Broker {
             opener: next(sources[3].is_some()),
             worker: next(sources[4].is_some()),
             host: next(sources[5].is_some()),
+            manager: next(sources[6].is_some()),
         })
     }
 
@@ -275,7 +291,8 @@ impl Broker {
         let farewell = self.stopping.filter(|_| self.worker.is_some());
         let worker = self.worker.as_ref().and_then(Child::given_up_at);
         let opener = self.opener.as_ref().and_then(Child::given_up_at);
-        [opening, birth, thaw, farewell, worker, opener].into_iter().flatten().min()
+        let watchdog = self.parts.notify.next();
+        [opening, birth, thaw, farewell, worker, opener, watchdog].into_iter().flatten().min()
     }
 
     /// When to thaw by ourselves what is frozen too long; `now` if it is time.
@@ -317,8 +334,15 @@ impl Broker {
         while let Ok(Some(signal)) = self.parts.signals.read_signal() {
             match Signal::try_from(signal.ssi_signo.cast_signed()) {
                 Ok(Signal::SIGHUP) => {
+                    let up = self.told != Standing::Starting;
+                    if up {
+                        self.parts.notify.reloading();
+                    }
                     if let Err(why) = self.parts.log.reopen() {
                         self.log_failed(&why);
+                    }
+                    if up {
+                        self.parts.notify.ready();
                     }
                 }
                 Ok(Signal::SIGTERM) => self.stop("SIGTERM"),

@@ -200,6 +200,13 @@ impl Engine {
         self.status() != Status::Thawed
     }
 
+    /// How many filesystems are frozen, by this run or an earlier one.
+    #[must_use]
+    pub fn frozen(&self) -> usize {
+        let state = self.shared.lock();
+        state.held.len() + state.remembered.len()
+    }
+
     /// How long until a freeze that is there has lasted for `limit`; zero when it
     /// is over. `None`: nothing is frozen. When it is zero the loop calls
     /// [`Engine::thaw`] once; if that ends in [`Status::Error`] it stays zero,

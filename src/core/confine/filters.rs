@@ -209,7 +209,7 @@ pub fn broker(needs: &BrokerNeeds) -> Vec<Rule> {
         permit!(writev, "stderr"),
         permit!(pread64, "mountinfo, the log's last record, state files"),
         permit!(recvmsg, "asks and reports"),
-        permit!(sendto, "answers and orders"),
+        permit!(sendto, "answers and orders; notes to the service manager, on a socket connected at the start"),
         permit!(sendmsg, "handing descriptors on; journald"),
         permit!(ppoll, "waiting"),
         permit!(

@@ -1,0 +1,105 @@
+//! Telling the service manager how postern stands.
+//!
+//! Trust: numbers of our own; see [`crate::notify`].
+
+use std::fmt;
+
+use postern_core::audit::Timestamp;
+
+use super::{Broker, boottime};
+use crate::fsfreeze::{Engine, Status};
+
+/// How postern stands, as a unit's status shows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// No worker has been confined yet, or no opener, or there is no channel.
+    #[default]
+    Starting,
+    /// The host is, or can be, served.
+    Serving,
+    /// The port is not there.
+    NoPort,
+    /// Filesystems are being frozen.
+    Freezing,
+    /// So many are frozen.
+    Frozen { filesystems: usize, since: Timestamp },
+    /// A thaw left so many frozen.
+    Stuck { filesystems: usize },
+    /// The orderly end has begun.
+    Stopping,
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Starting => f.write_str("starting"),
+            Self::Serving => f.write_str("serving"),
+            Self::NoPort => f.write_str("waiting for the port"),
+            Self::Freezing => f.write_str("freezing"),
+            Self::Frozen { filesystems, since } => write!(f, "frozen: {filesystems} filesystems since {since}"),
+            Self::Stuck { filesystems } => write!(f, "still frozen after a thaw: {filesystems} filesystems"),
+            Self::Stopping => f.write_str("stopping"),
+        }
+    }
+}
+
+impl Broker {
+    /// Tells the manager what has changed, and its watchdog that this loop goes
+    /// round. Called by the loop alone, once each time round: one that is stuck
+    /// says nothing, and is restarted.
+    pub(super) fn tell_manager(&mut self) {
+        self.parts.notify.keep_alive(std::time::Instant::now());
+        let standing = self.standing();
+        if standing == self.told {
+            return;
+        }
+        if self.told == Standing::Starting && standing != Standing::Stopping {
+            self.parts.notify.ready();
+        }
+        if standing == Standing::Stopping {
+            self.parts.notify.stopping();
+        }
+        self.parts.notify.status(&standing.to_string());
+        self.told = standing;
+    }
+
+    /// The first worker is confined and so is the first opener, if there is to
+    /// be one, and a host can reach us.
+    fn is_up(&self) -> bool {
+        self.worker_stood && (self.paths_stood || self.parts.policy.files.is_empty()) && self.has_channel()
+    }
+
+    /// Whether a host can reach us: a listener waits for it, or the port is here.
+    fn has_channel(&self) -> bool {
+        self.parts.host.listens() || self.parts.host.current().is_some()
+    }
+
+    fn standing(&self) -> Standing {
+        if self.stopping.is_some() {
+            return Standing::Stopping;
+        }
+        if self.told == Standing::Starting && !self.is_up() {
+            return Standing::Starting;
+        }
+        let filesystems = self.parts.engine.as_ref().map_or(0, Engine::frozen);
+        match self.status() {
+            Status::Freezing => Standing::Freezing,
+            Status::Frozen => Standing::Frozen { filesystems, since: self.frozen_since() },
+            Status::Error => Standing::Stuck { filesystems },
+            Status::Thawed if !self.has_channel() => Standing::NoPort,
+            Status::Thawed => Standing::Serving,
+        }
+    }
+
+    /// When the freeze began, by the clock on the wall, which may have been set
+    /// since: what was told once stands.
+    fn frozen_since(&self) -> Timestamp {
+        if let Standing::Frozen { since, .. } = self.told {
+            return since;
+        }
+        let began = self.parts.engine.as_ref().and_then(|engine| engine.deadline(std::time::Duration::ZERO));
+        let ago = began.map_or(0, |began| boottime().saturating_sub(began).as_secs());
+        let now = Timestamp::now().as_second();
+        Timestamp::from_second(now.saturating_sub_unsigned(ago)).unwrap_or_default()
+    }
+}
