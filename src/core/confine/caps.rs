@@ -32,6 +32,17 @@ pub fn broker(policy: &Policy, init_known: bool) -> Vec<Capability> {
     needed
 }
 
+/// What a start as root takes before [`broker`] is all that is left: what a
+/// service manager must leave to the process that it starts.
+pub const START: [(Capability, &str); 6] = [
+    (Capability::CAP_CHOWN, "giving the directories of log and state to the broker, where they are missing"),
+    (Capability::CAP_DAC_READ_SEARCH, "opening the state directory, which is the broker's alone"),
+    (Capability::CAP_SETGID, "becoming the broker's and the worker's account"),
+    (Capability::CAP_SETPCAP, "emptying the bounding set"),
+    (Capability::CAP_SETUID, "becoming the broker's and the worker's account"),
+    (Capability::CAP_SYS_ADMIN, "the spawner's PID namespace"),
+];
+
 fn failed(set: &'static str) -> impl Fn(caps::errors::CapsError) -> ConfineError {
     move |why| ConfineError::Capabilities { set, why }
 }
