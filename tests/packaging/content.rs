@@ -147,6 +147,9 @@ fn accounts_are_those_of_the_default_policy() {
     assert!(postinst.contains(&format!("account {worker} ")) && postinst.contains(&format!("account {broker} ")));
     assert!(source("packaging/scripts/postrm").contains(&format!("for name in {worker} {broker};")));
     let port = default("channel.path").rsplit('/').next().unwrap();
+    let unit = source("packaging/postern.service");
+    assert!(unit.contains(&format!("\nUser={broker}\nGroup={broker}\n")));
+    assert!(unit.contains("\nExecStart=!/usr/bin/postern run\n"));
     let rule = format!("SUBSYSTEM==\"virtio-ports\", ATTR{{name}}==\"{port}\", GROUP=\"{worker}\", MODE=\"0660\"");
     assert!(source("packaging/60-postern.rules").contains(&rule), "{rule}");
 }

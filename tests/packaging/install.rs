@@ -54,6 +54,9 @@ fn debian(kind: &str) -> Tree {
     tree
 }
 
+/// Where the stock agent's service leads.
+const ALIAS: &str = "readlink -e /etc/systemd/system/qemu-guest-agent.service";
+
 /// No service is started or stopped by a package.
 const NO_SERVICES: &str = "printf '#!/bin/sh\\nexit 101\\n' >/usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d";
 
@@ -106,13 +109,14 @@ fn it_swaps_places_with_the_stock_agent() {
     tree.sh("grep -q '^# mine' /etc/qemu/fsfreeze-hook; ! test -e /usr/lib/systemd/system/qemu-guest-agent.service");
     // What wants the stock agent has one.
     tree.sh("apt-get check");
-    let links = tree.sh("ls /etc/systemd/system/*.device.wants/");
-    assert_eq!(links, "postern.service\n");
+    // The stock agent's service is a name of postern's.
+    assert_eq!(tree.sh(ALIAS), "/usr/lib/systemd/system/postern.service\n");
     tree.sh("postern policy check; test \"$(stat -c '%U %a' /run/postern/state)\" = 'postern-broker 700'");
     // And back: the stock agent needs its names, which a removal gives back.
     tree.sh("apt-get remove -y postern");
-    tree.sh("! test -e /usr/sbin/qemu-ga; ! test -e /run/postern; test -e /etc/postern/policy.toml");
+    tree.sh("! test -L /usr/sbin/qemu-ga; ! test -e /run/postern; test -e /etc/postern/policy.toml");
     tree.sh("test -d /var/log/postern; getent passwd postern postern-broker");
+    tree.sh(&format!("! {ALIAS}"));
 }
 
 #[test]
@@ -145,9 +149,9 @@ fn an_operator_who_disabled_it_is_heard() {
     let tree = debian("systemd");
     tree.sh(NO_SERVICES);
     tree.sh("apt-get install -y /tmp/postern.deb");
-    tree.sh("systemctl disable postern.service; ! ls /etc/systemd/system/*.device.wants/postern.service");
+    tree.sh(&format!("systemctl disable postern.service; ! {ALIAS}; systemctl mask postern.service"));
     tree.sh("apt-get install -y /tmp/later.deb");
-    tree.sh("! ls /etc/systemd/system/*.device.wants/postern.service");
+    tree.sh(&format!("! {ALIAS}; test \"$(readlink /etc/systemd/system/postern.service)\" = /dev/null"));
 }
 
 /// The broker's process, if it runs.
