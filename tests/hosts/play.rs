@@ -85,6 +85,9 @@ impl Player<'_> {
                 gathered.extend(STANDARD.decode(text).map_err(|why| format!("buf-b64: {why}"))?);
             }
             let over = step.until.as_ref().is_none_or(|at| reply.pointer(at) == Some(&Value::Bool(true)));
+            if !over && step.gather.is_some() && reply.pointer("/return/count") == Some(&Value::from(0)) {
+                return Err("the client would read nothing for ever".to_owned());
+            }
             if over || gathered.len() >= limit {
                 break;
             }
