@@ -53,6 +53,6 @@ fn main() -> ExitCode {
         service::TESTS,
     ]
     .concat();
-    let roles: Vec<runner::Role> = [freezes::ROLES, shutdowns::ROLES, channels::ROLES].concat();
+    let roles: Vec<runner::Role> = [freezes::ROLES, shutdowns::ROLES, channels::ROLES, service::ROLES].concat();
     runner::main(&tests, &roles, PROGRAMS)
 }

@@ -4,16 +4,19 @@
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use caps::CapSet;
 use nix::sys::signal::Signal;
 
-use crate::scene::{freeze, kill_broker, policy, status, thaw};
-use crate::support::agent::{Agent, Home, Host, LIVELY, eventually};
+use crate::scene::{freeze, kill_broker, policy, start_quietly, status, thaw};
+use crate::support::agent::{Agent, BINARY, Home, Host, LIVELY, eventually};
+use crate::support::cell::SELF;
 use crate::support::disk::Disk;
-use crate::support::runner::Test;
+use crate::support::runner::{Role, Test};
 
 pub(crate) const TESTS: &[Test] = &[
     ("ready_means_that_the_host_is_answered", ready_means_that_the_host_is_answered),
@@ -23,8 +26,23 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_broker_that_starts_frozen_says_so", a_broker_that_starts_frozen_says_so),
     ("a_reload_and_the_end_are_told", a_reload_and_the_end_are_told),
     ("no_child_can_reach_the_manager", no_child_can_reach_the_manager),
+    ("the_units_capabilities_are_enough_and_none_too_many", the_units_capabilities_are_enough_and_none_too_many),
     ("a_manager_that_does_not_read_is_not_waited_for", a_manager_that_does_not_read_is_not_waited_for),
 ];
+
+pub(crate) const ROLES: &[Role] = &[("bounded", bounded)];
+
+/// Executes a command with no more than some capabilities in its bounding set:
+/// what systemd does by `CapabilityBoundingSet=`.
+fn bounded(arguments: &[String]) {
+    let [kept, program, rest @ ..] = arguments else { panic!("what to keep, and a command") };
+    for capability in caps::runtime::thread_all_supported() {
+        if !kept.split(' ').any(|kept| kept == capability.to_string()) {
+            caps::drop(None, CapSet::Bounding, capability).expect("a right that root has");
+        }
+    }
+    panic!("{}", Command::new(program).args(rest).exec());
+}
 
 /// Of the watchdog; it is to be fed twice as often.
 const LIMIT: Duration = Duration::from_millis(400);
@@ -228,6 +246,35 @@ fn no_child_can_reach_the_manager() {
             assert_eq!(environment, "", "{name}");
             assert_eq!(datagram_sockets(pid), 0, "{name}");
         }
+    }
+}
+
+fn the_units_capabilities_are_enough_and_none_too_many() {
+    const UNIT: &str = include_str!("../../packaging/postern.service");
+    let line = UNIT.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("the unit's set");
+    let set: Vec<&str> = line.split(' ').collect();
+    let disk = Disk::small("ext4", "/disk.img");
+    let mounted = disk.mount("/disk");
+    let home_with = |kept: &[&str]| {
+        let mut home = Home::new();
+        home.binary = SELF.into();
+        home.launch = ["--role", "bounded", &kept.join(" "), BINARY, "run"].map(str::to_owned).to_vec();
+        home
+    };
+    let home = home_with(&set);
+    let agent = home.start(&policy());
+    let mut host = agent.connect();
+    assert_eq!(freeze(&mut host), 1);
+    assert!(mounted.is_frozen());
+    kill_broker(agent);
+    let (agent, mut host) = start_quietly(&home, &policy());
+    assert_eq!(thaw(&mut host), 1, "also after a start while frozen");
+    drop(agent);
+    for missing in &set {
+        let fewer: Vec<&str> = set.iter().copied().filter(|one| one != missing).collect();
+        let home = home_with(&fewer);
+        let mut agent = spawn(&home, home.command(&policy()));
+        assert_ne!(agent.ended().code(), Some(0), "without {missing}: {}", agent.said());
     }
 }
 
