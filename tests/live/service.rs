@@ -115,13 +115,13 @@ fn ready_means_that_the_host_is_answered() {
     let manager = Manager::new(&home);
     let agent = spawn(&home, manager.command(&home, &policy()));
     assert_eq!(manager.next(), "READY=1");
-    // At once: the socket is there, the worker and the opener are confined.
-    let stream = std::os::unix::net::UnixStream::connect(home.path("host.sock")).expect("a listener");
-    Host::over(stream).ping();
+    // By now the worker and the opener are confined, and the socket is there.
+    let started = agent.records_of("process-started");
     for role in ["worker", "opener"] {
-        let started = agent.records_of("process-started");
         assert!(started.iter().any(|record| record["process"]["name"] == role), "{started:#?}");
     }
+    let stream = std::os::unix::net::UnixStream::connect(home.path("host.sock")).expect("a listener");
+    Host::over(stream).ping();
     assert_eq!(manager.next(), "STATUS=serving");
     assert_eq!(manager.drain(), [""; 0], "no watchdog was asked for");
 }
