@@ -6,6 +6,7 @@
 //!
 //! Trust: policy files are trusted once their owner and mode were checked.
 
+mod narrow;
 pub mod parts;
 pub mod rules;
 pub mod written;
