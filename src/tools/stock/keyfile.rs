@@ -1,4 +1,4 @@
-//! Stock's configuration file: groups, keys, values, as GLib's key files have
+//! Stock's configuration file: groups, keys, values, as `GLib`'s key files have
 //! them. Pure.
 //!
 //! Lines are `[group]`, `key = value`, comments that begin with `#`, or blank.
