@@ -11,15 +11,43 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
+use postern_core::policy::Channel;
+
+use crate::host::Host;
+use crate::launch::Fatal;
+use crate::say::{Level, Voice};
+
+/// Opens the channel as soon as its path is there. `None`: told to end before.
+pub(crate) fn await_host(channel: &Channel, signals: &SignalFd, voice: &Voice) -> Result<Option<Host>, Fatal> {
+    let failed = |errno: Errno| Fatal::Call("waiting for the channel", errno.into());
+    let mut waits = false;
+    loop {
+        let Some(path) = channel.path() else { return Ok(Some(Host::open(channel)?)) };
+        let arrival = Arrival::watch(path).map_err(failed)?;
+        match Host::open(channel) {
+            Ok(host) => return Ok(Some(host)),
+            Err(why) if !why.may_pass() => return Err(why.into()),
+            Err(why) if !waits => {
+                voice.say(Level::Warning, &format!("no channel yet: {why}; waiting for it"));
+                voice.serves();
+                waits = true;
+            }
+            Err(_) => {}
+        }
+        if !arrival.wait(signals).map_err(failed)? {
+            return Ok(None);
+        }
+    }
+}
 
 /// Every directory on the way to a path that is there, and what stands at its
 /// end. Set up before the path is tried, so that nothing is missed.
-pub(crate) struct Arrival(Inotify);
+struct Arrival(Inotify);
 
 impl Arrival {
     /// # Errors
     /// As inotify(7): mostly that there are too many.
-    pub(crate) fn watch(path: &Path) -> Result<Self, Errno> {
+    fn watch(path: &Path) -> Result<Self, Errno> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         let directory = AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_MOVED_TO
@@ -48,7 +76,7 @@ impl Arrival {
     ///
     /// # Errors
     /// As poll(2).
-    pub(crate) fn wait(&self, signals: &SignalFd) -> Result<bool, Errno> {
+    fn wait(&self, signals: &SignalFd) -> Result<bool, Errno> {
         loop {
             let mut ready =
                 [PollFd::new(self.0.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];

@@ -26,6 +26,10 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, pipe2, setsid};
 use postern_core::sys::process;
 
+use crate::launch::Fatal;
+use crate::options::Service;
+use crate::say::{Level, Voice};
+
 /// Why a file of the daemon's can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OwnFileError {
@@ -113,18 +117,46 @@ fn echo(mut pipe: File) -> bool {
     }
 }
 
+/// Pidfile and logfile, as far as they can be opened now, and the notes. On a
+/// frozen filesystem even opening could block; the confined broker will not be
+/// able to do it later.
+pub(crate) fn own_files(service: &Service, frozen: bool, voice: &mut Voice) -> Result<(), Fatal> {
+    let opens = |path: &&PathBuf| !frozen || lies_in_memory(path);
+    let files = service.daemon.iter().chain(&service.logfile);
+    let left: Vec<&PathBuf> = files.filter(|path| !opens(path)).collect();
+    if let Some(path) = service.daemon.as_ref().filter(opens) {
+        pidfile(path)?;
+    }
+    if let Some(path) = service.logfile.as_ref().filter(opens) {
+        let logfile = logfile(path)?;
+        log_to(&logfile).map_err(|why| Fatal::Call("making the logfile stderr", why))?;
+        voice.moved();
+    }
+    if frozen {
+        // Not even a line may go out now: stderr may be a file.
+        voice.hold();
+    }
+    for path in left {
+        voice.say(Level::Warning, &format!("filesystems are frozen: {} is not opened in this run", path.display()));
+    }
+    for note in &service.notes {
+        voice.say(Level::Warning, note);
+    }
+    Ok(())
+}
+
 /// Opens the operator's log, to write behind what is there.
-pub(crate) fn logfile(path: &Path) -> Result<OwnedFd, OwnFileError> {
+fn logfile(path: &Path) -> Result<OwnedFd, OwnFileError> {
     own_file(path, OFlag::O_WRONLY | OFlag::O_APPEND).map(OwnedFd::from)
 }
 
 /// Makes the operator's log stderr.
-pub(crate) fn log_to(logfile: &OwnedFd) -> io::Result<()> {
+fn log_to(logfile: &OwnedFd) -> io::Result<()> {
     Ok(dup2_stderr(logfile)?)
 }
 
 /// Writes this process's id, and holds the file for as long as it lives.
-pub(crate) fn pidfile(path: &Path) -> Result<(), OwnFileError> {
+fn pidfile(path: &Path) -> Result<(), OwnFileError> {
     let failed = |errno| OwnFileError::Io(path.to_owned(), errno);
     let text = format!("{}\n", std::process::id());
     loop {
@@ -161,7 +193,7 @@ pub(crate) fn pidfile(path: &Path) -> Result<(), OwnFileError> {
 
 /// Whether a file may be opened although filesystems are frozen: on one that
 /// lies in memory nothing blocks.
-pub(crate) fn lies_in_memory(path: &Path) -> bool {
+fn lies_in_memory(path: &Path) -> bool {
     path.parent().and_then(|parent| statfs(parent).ok()).is_some_and(|facts| facts.filesystem_type() == TMPFS_MAGIC)
 }
 

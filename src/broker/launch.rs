@@ -25,10 +25,10 @@ use postern_core::confine::filters::{BrokerNeeds, OPEN_DIRECTORY};
 use postern_core::confine::{self, BrokerPlan, ConfineError, caps};
 use postern_core::ipc::List;
 use postern_core::messages::{BIRTH_LIMIT, Identity, SpawnerReport};
-use postern_core::policy::{Account, Channel, Policy};
+use postern_core::policy::{Account, Policy};
 use postern_core::sys::{descriptors, process};
 
-use crate::arrival::Arrival;
+use crate::arrival;
 use crate::background::{self, OwnFileError, Starter};
 use crate::family::Family;
 use crate::fsfreeze::{self, Engine, Handles, Memory, MountTable, Remembered};
@@ -36,7 +36,6 @@ use crate::host::{Host, HostError};
 use crate::log::{self, Log, LogError};
 use crate::notify::Notify;
 use crate::options::Options;
-use crate::options::{Options, Service};
 use crate::say::{Level, Voice};
 use crate::serve::{Broker, Parts};
 use crate::shutdown::{self, Init, Shutdown};
@@ -152,7 +151,7 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
     // Before any disk is touched: what did a former run leave?
     let state = state_directory(&policy.state, owner)?;
     let (memory, remembered) = memory(&policy.state, &state)?;
-    own_files(&service, remembered.is_some(), &mut voice)?;
+    background::own_files(&service, remembered.is_some(), &mut voice)?;
     if !privileged {
         voice.say(Level::Warning, UNPRIVILEGED);
     }
@@ -177,7 +176,11 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         (None, Some(host)) => host,
         (channel, _) => {
             let channel = channel.as_ref().unwrap_or(&policy.channel);
-            match if service.waits { await_host(channel, &signals, &voice)? } else { Some(Host::open(channel)?) } {
+            match if service.waits {
+                arrival::await_host(channel, &signals, &voice)?
+            } else {
+                Some(Host::open(channel)?)
+            } {
                 Some(host) => host,
                 None => return Ok(()),
             }
@@ -222,57 +225,6 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
     // Never dropped: what its threads would do on their way out is in no filter,
     // and the process ends behind it.
     ManuallyDrop::new(Broker::new(parts, landlock_abi)).serve(&confined)
-}
-
-/// Pidfile and logfile, as far as they can be opened now, and the notes. On a
-/// frozen filesystem even opening could block; the confined broker will not be
-/// able to do it later.
-fn own_files(service: &Service, frozen: bool, voice: &mut Voice) -> Result<(), Fatal> {
-    let opens = |path: &&PathBuf| !frozen || background::lies_in_memory(path);
-    let files = service.daemon.iter().chain(&service.logfile);
-    let left: Vec<&PathBuf> = files.filter(|path| !opens(path)).collect();
-    if let Some(path) = service.daemon.as_ref().filter(opens) {
-        background::pidfile(path)?;
-    }
-    if let Some(path) = service.logfile.as_ref().filter(opens) {
-        let logfile = background::logfile(path)?;
-        background::log_to(&logfile).map_err(call("making the logfile stderr"))?;
-        voice.moved();
-    }
-    if frozen {
-        // Not even a line may go out now: stderr may be a file.
-        voice.hold();
-    }
-    for path in left {
-        voice.say(Level::Warning, &format!("filesystems are frozen: {} is not opened in this run", path.display()));
-    }
-    for note in &service.notes {
-        voice.say(Level::Warning, note);
-    }
-    Ok(())
-}
-
-/// Opens the channel as soon as its path is there. `None`: told to end before.
-fn await_host(channel: &Channel, signals: &SignalFd, voice: &Voice) -> Result<Option<Host>, Fatal> {
-    let failed = |errno: Errno| Fatal::Call("waiting for the channel", errno.into());
-    let mut waits = false;
-    loop {
-        let Some(path) = channel.path() else { return Ok(Some(Host::open(channel)?)) };
-        let arrival = Arrival::watch(path).map_err(failed)?;
-        match Host::open(channel) {
-            Ok(host) => return Ok(Some(host)),
-            Err(why) if !why.may_pass() => return Err(why.into()),
-            Err(why) if !waits => {
-                voice.say(Level::Warning, &format!("no channel yet: {why}; waiting for it"));
-                voice.serves();
-                waits = true;
-            }
-            Err(_) => {}
-        }
-        if !arrival.wait(signals).map_err(failed)? {
-            return Ok(None);
-        }
-    }
 }
 
 /// What an operator must know of a postern that was not started as root.

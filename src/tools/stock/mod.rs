@@ -22,12 +22,8 @@ use nix::sys::stat::Mode;
 use postern_core::catalogue::{self, CATALOGUE, Command, CommandSet};
 
 use keyfile::{KeyFile, escaped};
-use options::{Given, Name, SETTINGS, Takes};
+use options::{CONFIG, CONFIG_VARIABLE, Given, Name, PIDFILE, SERIAL_PATH, SETTINGS, Takes, VIRTIO_PATH};
 
-/// Where stock's configuration file stands.
-pub const CONFIG: &str = "/etc/qemu/qemu-ga.conf";
-/// Names another place for it.
-pub const CONFIG_VARIABLE: &str = "QGA_CONF";
 /// RHEL's service sets these from `/etc/sysconfig/qemu-ga`: 7 and 8 the first,
 /// 9 the second; a list of commands to block.
 const BLOCK_VARIABLES: [&str; 2] = ["BLACKLIST_RPC", "BLOCK_RPCS"];
@@ -36,12 +32,6 @@ const FILTER_VARIABLE: &str = "FILTER_RPC_ARGS";
 /// The hook script, all of them; `/dev/null` stands for none.
 const HOOK_VARIABLE: &str = "FSFREEZE_HOOK_PATHNAME";
 
-/// Stock's port.
-const VIRTIO_PATH: &str = "/dev/virtio-ports/org.qemu.guest_agent.0";
-/// Stock's serial line.
-const SERIAL_PATH: &str = "/dev/ttyS0";
-/// Stock's pidfile.
-const PIDFILE: &str = "/var/run/qemu-ga.pid";
 /// Stock's state directory.
 const STATEDIR: &str = "/var/run";
 /// A larger configuration file is none. Bytes.
@@ -100,7 +90,7 @@ pub fn read(
     let line = options::read(words);
     for given in &line.given {
         let printed = match given.name {
-            Name::Help => help(),
+            Name::Help => options::help(),
             // Four words in, scripts expect three dotted numbers.
             Name::Version => format!("QEMU Guest Agent {} (postern)\n", env!("CARGO_PKG_VERSION")),
             Name::BlockRpcs | Name::AllowRpcs if given.value == "help" || given.value == "?" => commands(),
@@ -178,7 +168,8 @@ fn listed(text: &str) -> impl Iterator<Item = String> {
 impl Stock {
     /// Takes in the file.
     fn file(&mut self, file: &KeyFile) -> Result<(), String> {
-        // Of a key that stands twice the last counts, and the old name wins.
+        // Of a key that stands twice the last counts; lists under the old name
+        // and the present one add up.
         for setting in &SETTINGS {
             for key in setting.keys {
                 let Some(entry) = file.entries().filter(|entry| entry.group == "general" && entry.key == *key).last()
@@ -189,7 +180,7 @@ impl Stock {
                     Takes::Nothing => self.flag(setting.name, entry.flag()?),
                     _ if matches!(setting.name, Name::BlockRpcs | Name::AllowRpcs) => {
                         let items = listed(&entry.text()?).collect();
-                        *self.list(setting.name) = items;
+                        self.add(setting.name, items);
                     }
                     _ => self.text(setting.name, entry.text()?),
                 }
@@ -396,32 +387,6 @@ impl Stock {
 /// Every command that there is, one a line.
 fn commands() -> String {
     CATALOGUE.iter().flat_map(|entry| [entry.name, "\n"]).collect()
-}
-
-fn help() -> String {
-    format!(
-        "Usage: qemu-ga [-m METHOD -p PATH] [OPTIONS]\n\
-         postern in the place of the QEMU guest agent: its options, and a policy that they can only narrow\n\n\
-         \x20 -m, --method METHOD      virtio-serial (unless the policy says otherwise), isa-serial, unix-listen, vsock-listen\n\
-         \x20 -p, --path PATH          the port, line or socket; {VIRTIO_PATH} or {SERIAL_PATH}\n\
-         \x20                          unless said; CID:PORT for vsock-listen\n\
-         \x20 -l, --logfile PATH       where the operator's log goes, stderr unless said\n\
-         \x20 -f, --pidfile PATH       where a daemon's process id stands, {PIDFILE} unless said\n\
-         \x20 -F, --fsfreeze-hook[=PATH]  accepted; no script is run\n\
-         \x20 -t, --statedir DIR       the state directory is DIR/postern, not the policy's\n\
-         \x20 -v, --verbose            say everything\n\
-         \x20 -V, --version            print the version\n\
-         \x20 -d, --daemonize          go to the background as soon as the agent serves\n\
-         \x20 -b, --block-rpcs LIST    commands that the host may not use, separated by commas; help lists all\n\
-         \x20     --blacklist LIST     the same\n\
-         \x20 -a, --allow-rpcs LIST    the only commands that the host may use, of those that the policy allows\n\
-         \x20 -c, --config FILE        the configuration file, {CONFIG} or ${CONFIG_VARIABLE} unless said\n\
-         \x20 -D, --dump-conf          print the merged configuration\n\
-         \x20 -r, --retry-path         wait for the path to appear\n\
-         \x20 -h, --help               print this\n\
-         \x20     --policy FILE        the policy, /etc/postern/policy.toml unless said (not in stock)\n\n\
-         Exit status: 0 ended in order, 1 anything else.\n"
-    )
 }
 
 #[cfg(test)]

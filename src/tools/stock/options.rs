@@ -3,6 +3,17 @@
 //!
 //! Trust: the command line is trusted as much as who may start a process.
 
+/// Where stock's configuration file stands.
+pub const CONFIG: &str = "/etc/qemu/qemu-ga.conf";
+/// Names another place for it.
+pub const CONFIG_VARIABLE: &str = "QGA_CONF";
+/// Stock's port.
+pub const VIRTIO_PATH: &str = "/dev/virtio-ports/org.qemu.guest_agent.0";
+/// Stock's serial line.
+pub const SERIAL_PATH: &str = "/dev/ttyS0";
+/// Stock's pidfile.
+pub const PIDFILE: &str = "/var/run/qemu-ga.pid";
+
 /// What can be set: by an option, and most of it by a key of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Name {
@@ -189,6 +200,34 @@ fn short<'a>(
         break;
     }
     Ok(())
+}
+
+/// What `--help` prints.
+#[must_use]
+pub fn help() -> String {
+    format!(
+        "Usage: qemu-ga [-m METHOD -p PATH] [OPTIONS]\n\
+         postern in the place of the QEMU guest agent: its options, and a policy that they can only narrow\n\n\
+         \x20 -m, --method METHOD      virtio-serial (unless the policy says otherwise), isa-serial, unix-listen, vsock-listen\n\
+         \x20 -p, --path PATH          the port, line or socket; {VIRTIO_PATH} or {SERIAL_PATH}\n\
+         \x20                          unless said; CID:PORT for vsock-listen\n\
+         \x20 -l, --logfile PATH       where the operator's log goes, stderr unless said\n\
+         \x20 -f, --pidfile PATH       where a daemon's process id stands, {PIDFILE} unless said\n\
+         \x20 -F, --fsfreeze-hook[=PATH]  accepted; no script is run\n\
+         \x20 -t, --statedir DIR       the state directory is DIR/postern, not the policy's\n\
+         \x20 -v, --verbose            say everything\n\
+         \x20 -V, --version            print the version\n\
+         \x20 -d, --daemonize          go to the background as soon as the agent serves\n\
+         \x20 -b, --block-rpcs LIST    commands that the host may not use, separated by commas; help lists all\n\
+         \x20     --blacklist LIST     the same\n\
+         \x20 -a, --allow-rpcs LIST    the only commands that the host may use, of those that the policy allows\n\
+         \x20 -c, --config FILE        the configuration file, {CONFIG} or ${CONFIG_VARIABLE} unless said\n\
+         \x20 -D, --dump-conf          print the merged configuration\n\
+         \x20 -r, --retry-path         wait for the path to appear\n\
+         \x20 -h, --help               print this\n\
+         \x20     --policy FILE        the policy, /etc/postern/policy.toml unless said (not in stock)\n\n\
+         Exit status: 0 ended in order, 1 anything else.\n"
+    )
 }
 
 #[cfg(test)]
