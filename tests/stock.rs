@@ -24,5 +24,5 @@ const PROGRAMS: &[&str] = &[BINARY, "qemu-ga", "losetup", "mkfs.ext4"];
 
 fn main() -> ExitCode {
     let tests: Vec<runner::Test> = [settings::TESTS, narrowing::TESTS, daemons::TESTS, waiting::TESTS].concat();
-    runner::main(&tests, &[], PROGRAMS)
+    runner::main(&tests, narrowing::ROLES, PROGRAMS)
 }

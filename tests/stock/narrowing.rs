@@ -2,13 +2,18 @@
 //! never add to it; state and channel go where they are told to.
 
 use std::fs;
-use std::process::Command;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use serde_json::{Value, json};
 
-use crate::pair::{POLICY, Stock, here, home};
+use crate::pair::{POLICY, STOCK, Stock, here, home};
 use crate::support::agent::{Agent, Home, Host};
-use crate::support::runner::Test;
+use crate::support::cell;
+use crate::support::runner::{Role, Test};
 
 pub(crate) const TESTS: &[Test] = &[
     ("blocked_commands_are_gone_here_and_there", blocked_commands_are_gone_here_and_there),
@@ -16,9 +21,12 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_list_cannot_widen_the_policy", a_list_cannot_widen_the_policy),
     ("what_is_blocked_needs_no_capability", what_is_blocked_needs_no_capability),
     ("channel_and_state_go_where_they_are_told_to", channel_and_state_go_where_they_are_told_to),
+    ("a_passed_socket_comes_before_the_words", a_passed_socket_comes_before_the_words),
     ("a_state_directory_that_the_host_reaches_is_refused", a_state_directory_that_the_host_reaches_is_refused),
     ("what_has_no_meaning_is_said_once", what_has_no_meaning_is_said_once),
 ];
+
+pub(crate) const ROLES: &[Role] = &[("activate", activate)];
 
 /// Names of the commands that `guest-info` shows as enabled.
 fn enabled(host: &mut Host) -> Vec<String> {
@@ -75,6 +83,12 @@ fn every_source_of_a_list_narrows() {
         ),
         (&["--block-rpcs=guest-ping"], &[("BLOCK_RPCS", "guest-sync")], &["guest-sync", "guest-ping"]),
         (&[], &[("BLACKLIST_RPC", "")], &[]),
+        // As RHEL's unit does it: each variable is an option too.
+        (
+            &["--blacklist=guest-sync", "-F/etc/qemu-ga/fsfreeze-hook"],
+            &[("BLACKLIST_RPC", "guest-sync"), ("FSFREEZE_HOOK_PATHNAME", "/etc/qemu-ga/fsfreeze-hook")],
+            &["guest-sync"],
+        ),
     ];
     let everything = all(&home(&[]));
     assert_eq!(everything.len(), 14, "{everything:?}");
@@ -139,6 +153,39 @@ fn channel_and_state_go_where_they_are_told_to() {
     assert!(home.path("var/postern").is_dir());
     agent.signal("broker", nix::sys::signal::Signal::SIGTERM);
     assert_eq!(agent.ended().code(), Some(0));
+}
+
+/// Does what a service manager does for one listening socket. Arguments: the
+/// socket's path, the program and its arguments.
+fn activate(arguments: &[String]) {
+    let [path, program, arguments @ ..] = arguments else { panic!("two arguments") };
+    let listener = UnixListener::bind(path).expect("a socket");
+    assert_eq!(listener.as_raw_fd(), 3, "sd_listen_fds(3)");
+    fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty())).expect("no close-on-exec");
+    let mut command = Command::new(program);
+    command.args(arguments).env("LISTEN_PID", std::process::id().to_string()).env("LISTEN_FDS", "1");
+    panic!("{}", command.exec());
+}
+
+fn a_passed_socket_comes_before_the_words() {
+    let words = ["-m", "unix-listen", "-p", "HOME/other.sock"];
+    let home = home(&words);
+    let plain = home.command(POLICY);
+    let mut stock = vec![STOCK.to_owned(), "-t".to_owned(), home.path("").display().to_string()];
+    stock.extend(here(&home, &words));
+    let ours = std::iter::once(plain.get_program()).chain(plain.get_args());
+    let ours = ours.map(|word| word.to_str().expect("UTF-8").to_owned()).collect();
+    for (who, words) in [("stock", stock), ("postern", ours)] {
+        let socket = home.path(who);
+        let mut command = Command::new(cell::SELF);
+        command.args(["--role", "activate"]).arg(&socket).args(words).stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("an agent");
+        Host::connect(&socket).ping();
+        assert!(!home.path("other.sock").exists(), "{who}");
+        child.kill().expect("SIGKILL");
+        child.wait().expect("its end");
+    }
 }
 
 fn a_state_directory_that_the_host_reaches_is_refused() {
