@@ -174,9 +174,6 @@ impl Broker {
         if role_of == Role::Worker {
             self.say(Level::Info, "ready");
         }
-        if self.worker_stood && (self.paths_stood || self.parts.policy.files.is_empty()) {
-            self.parts.voice.serves();
-        }
     }
 
     /// Trust: who connects is hostile; who they are is the kernel's word.
