@@ -7,12 +7,16 @@
 //! Trust: the command line is trusted as much as who may start a process.
 #![forbid(unsafe_code)]
 
+mod stock;
+
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use postern_broker::say::Level;
-use postern_broker::{Options, spawner};
+use postern_broker::{Options, Service, spawner};
 use postern_core::messages::Role;
+use postern_core::policy::Policy;
 use postern_core::policy::written::{self, World};
 use postern_core::sys::process;
 use postern_tools::cli::{Cli, Command, Run};
@@ -25,8 +29,12 @@ fn main() -> ExitCode {
     if let [only] = arguments.as_slice() {
         role(only);
     }
+    if arguments.first().is_some_and(|name| Path::new(name).file_name() == Some("qemu-ga".as_ref())) {
+        return stock::run(&arguments[1..]);
+    }
     match Cli::read(arguments).command {
         Command::Run(arguments) => run(arguments),
+        Command::QemuGa(words) => stock::run(&words.words),
         Command::Demo(demo) => demo.run(),
         Command::Call(call) => call.run(),
         Command::Policy(command) => command.run(),
@@ -53,26 +61,39 @@ fn role(name: &OsString) {
 }
 
 fn run(arguments: Run) -> ExitCode {
-    let loaded = match written::load(arguments.policy.as_deref(), &World { wants_accounts: false, ..World::live() }) {
-        Ok(loaded) => loaded,
-        Err(mistakes) => {
-            eprintln!("{mistakes}");
-            return ExitCode::from(STATUS_POLICY);
-        }
-    };
-    for warning in &loaded.warnings {
-        eprintln!("{warning}");
-    }
+    let Some(policy) = policy(arguments.policy.as_deref()) else { return ExitCode::from(STATUS_POLICY) };
     let verbosity = match arguments.verbose {
         0 => Level::Warning,
         1 => Level::Notice,
         _ => Level::Info,
     };
-    match postern_broker::run(Options { policy: loaded.policy, channel: arguments.channel, verbosity }) {
-        Ok(()) => process::exit_now(0),
+    let options = Options { policy, channel: arguments.channel, verbosity, service: Service::default() };
+    process::exit_now(serve(options))
+}
+
+/// Reads and checks the policy, and tells the operator what is wrong with it.
+fn policy(path: Option<&Path>) -> Option<Policy> {
+    match written::load(path, &World { wants_accounts: false, ..World::live() }) {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                eprintln!("{warning}");
+            }
+            Some(loaded.policy)
+        }
+        Err(mistakes) => {
+            eprintln!("{mistakes}");
+            None
+        }
+    }
+}
+
+/// Is the broker until it ends. Returns the exit status.
+fn serve(options: Options) -> i32 {
+    match postern_broker::run(options) {
+        Ok(()) => 0,
         Err(fatal) => {
             eprintln!("postern: {fatal}");
-            process::exit_now(i32::from(fatal.status()))
+            i32::from(fatal.status())
         }
     }
 }

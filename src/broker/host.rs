@@ -52,6 +52,19 @@ pub enum HostError {
     Activation,
 }
 
+impl HostError {
+    /// Whether this may be otherwise when the path, or what holds it, changes.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::Port(_, errno) => {
+                matches!(errno, Errno::ENOENT | Errno::ENOTDIR | Errno::ENXIO | Errno::ENODEV | Errno::EBUSY)
+            }
+            Self::Listen(_, why) => matches!(why.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
+            _ => false,
+        }
+    }
+}
+
 /// The channel as the broker holds it.
 #[derive(Debug)]
 pub(crate) struct Host {

@@ -10,7 +10,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -28,6 +28,8 @@ use postern_core::messages::{BIRTH_LIMIT, Identity, SpawnerReport};
 use postern_core::policy::{Account, Policy};
 use postern_core::sys::{descriptors, process};
 
+use crate::arrival;
+use crate::background::{self, OwnFileError, Starter};
 use crate::family::Family;
 use crate::fsfreeze::{self, Engine, Handles, Memory, MountTable, Remembered};
 use crate::host::{Host, HostError};
@@ -60,10 +62,13 @@ pub enum Fatal {
     Log(#[from] LogError),
     /// The state directory can't be used.
     #[error("state directory {path}: {why}", path = .0.display(), why = .1)]
-    State(std::path::PathBuf, String),
+    State(PathBuf, String),
     /// The spawner ended, or spoke nonsense.
     #[error("the spawner {0}")]
     Spawner(&'static str),
+    /// Pidfile or logfile can't be used.
+    #[error("{0}")]
+    OwnFile(#[from] OwnFileError),
     /// Told to stop, and something could not be thawed.
     #[error("ending, although filesystems are still frozen; thaw them with: fsfreeze --unfreeze MOUNTPOINT")]
     StillFrozen,
@@ -87,7 +92,12 @@ impl Fatal {
             Self::Unconfined { .. } | Self::Account(_) => 4,
             Self::Host(_) => 5,
             Self::Log(_) => 6,
-            Self::State(..) | Self::Spawner(_) | Self::StillFrozen | Self::CannotThaw | Self::Call(..) => 1,
+            Self::OwnFile(_)
+            | Self::State(..)
+            | Self::Spawner(_)
+            | Self::StillFrozen
+            | Self::CannotThaw
+            | Self::Call(..) => 1,
         }
     }
 }
@@ -107,35 +117,50 @@ fn call<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> Fatal {
 /// # Errors
 /// See [`Fatal`]; what was frozen is thawed again, or remembered.
 pub fn run(options: Options) -> Result<(), Fatal> {
-    let Options { policy, channel, verbosity } = options;
-    let voice = Voice::new(verbosity);
+    // What else the starter left open is nobody's business in here.
+    let activated = Host::activated()?;
+    descriptors::close_from(process::FIRST_HANDED + i32::from(activated.is_some()))
+        .map_err(call("closing what was left open"))?;
+    let starter = options
+        .service
+        .daemon
+        .as_ref()
+        .map(|_| background::leave())
+        .transpose()
+        .map_err(call("going to the background"))?;
+    let ended = start(options, activated, starter.clone());
+    if let (Err(fatal), Some(starter)) = (&ended, starter) {
+        starter.say(&format!("postern: {fatal}\n"));
+    }
+    ended
+}
+
+/// The start proper, and the life after it.
+fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) -> Result<(), Fatal> {
+    let Options { policy, channel, verbosity, service } = options;
+    let mut voice = Voice::new(verbosity, starter);
     process::name_self(c"postern-broker").map_err(call("naming the process"))?;
     // An executable that its user may not read makes a process whose memory is
     // root's, also to itself: then `ps` shows the command line as it was typed.
     let _ = process::rename_self(c"postern: broker");
     let landlock = confine::landlock::version()?;
-    // What else the starter left open is nobody's business in here.
-    let activated = Host::activated()?;
-    descriptors::close_from(process::FIRST_HANDED + i32::from(activated.is_some()))
-        .map_err(call("closing what was left open"))?;
     let privileged = nix::unistd::geteuid().is_root();
     let accounts = if privileged { Some(accounts(&policy)?) } else { None };
-    if !privileged {
-        voice.say(Level::Warning, UNPRIVILEGED);
-    }
     let owner = accounts.as_ref().map_or_else(own_ids, |(_, broker)| (broker.uid, broker.gid));
 
     // Before any disk is touched: what did a former run leave?
     let state = state_directory(&policy.state, owner)?;
     let (memory, remembered) = memory(&policy.state, &state)?;
+    background::own_files(&service, remembered.is_some(), &mut voice)?;
+    if !privileged {
+        voice.say(Level::Warning, UNPRIVILEGED);
+    }
     let needs_freeze = privileged && (policy.needs(Act::Freeze) || policy.needs(Act::Thaw));
     if let Some(remembered) = &remembered {
         // Nobody would ever thaw, so nobody would ever write the log.
         if !needs_freeze {
             return Err(Fatal::CannotThaw);
         }
-        // Not even this line may go out now: stderr may be a file.
-        voice.hold();
         let count = remembered.filesystems.len();
         voice.say(Level::Warning, &format!("an earlier run left {count} filesystems frozen; waiting for a thaw"));
     } else {
@@ -146,10 +171,20 @@ pub fn run(options: Options) -> Result<(), Fatal> {
         voice.say(Level::Warning, &format!("the service manager won't be told: NOTIFY_SOCKET: {why}"));
         Notify::default()
     });
+    let signals = watch_signals()?;
     let host = match (&channel, activated) {
         (None, Some(host)) => host,
-        (Some(channel), _) => Host::open(channel)?,
-        (None, None) => Host::open(&policy.channel)?,
+        (channel, _) => {
+            let channel = channel.as_ref().unwrap_or(&policy.channel);
+            match if service.waits {
+                arrival::await_host(channel, &signals, &voice)?
+            } else {
+                Some(Host::open(channel)?)
+            } {
+                Some(host) => host,
+                None => return Ok(()),
+            }
+        }
     };
     let mounts = needs_freeze.then(MountTable::open).transpose().map_err(call("reading the mount table"))?;
     let init = Init::recognise(Path::new("/proc"), Path::new("/run"), Path::new("/dev"));
@@ -159,7 +194,6 @@ pub fn run(options: Options) -> Result<(), Fatal> {
 
     let (family, landlock_abi) = found_family(accounts.as_ref().map(|(worker, _)| identity(worker, &policy)))?;
     voice.say(Level::Info, &format!("the kernel has Landlock ABI {landlock}; {landlock_abi} is enforced"));
-    let signals = watch_signals()?;
 
     let known = !matches!(init, Init::Unknown);
     let capabilities = if privileged { caps::broker(&policy, known) } else { Vec::new() };

@@ -7,6 +7,8 @@
 //! good as its confinement.
 #![forbid(unsafe_code)]
 
+mod arrival;
+mod background;
 mod decide;
 mod family;
 pub mod fsfreeze;
@@ -20,5 +22,6 @@ mod serve;
 pub mod shutdown;
 pub mod spawner;
 
+pub use background::OwnFileError;
 pub use launch::{Fatal, run};
-pub use options::Options;
+pub use options::{Options, Service};

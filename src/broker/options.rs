@@ -1,4 +1,6 @@
-//! What `postern run` was asked for, checked.
+//! What `postern run`, or a start in stock's place, was asked for, checked.
+
+use std::path::PathBuf;
 
 use postern_core::policy::{Channel, Policy};
 
@@ -13,4 +15,21 @@ pub struct Options {
     pub channel: Option<Channel>,
     /// What to tell the operator.
     pub verbosity: Level,
+    /// What an init script asks for.
+    pub service: Service,
+}
+
+/// What init scripts want of a daemon, and service managers do themselves. All
+/// paths absolute.
+#[derive(Clone, Debug, Default)]
+pub struct Service {
+    /// Go to the background, with this pidfile; the starter ends when the agent
+    /// serves.
+    pub daemon: Option<PathBuf>,
+    /// Where the operator's log goes, if not to stderr.
+    pub logfile: Option<PathBuf>,
+    /// Wait for the channel's path to appear.
+    pub waits: bool,
+    /// What the operator is told once, at the start.
+    pub notes: Vec<String>,
 }

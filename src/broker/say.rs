@@ -6,10 +6,13 @@
 //! Trust: texts are ours; what a host or a worker said is escaped first.
 
 use std::cell::RefCell;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::os::fd::AsFd;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::fstat;
+
+use crate::background::Starter;
 
 /// Urgency, by the numbers of syslog and journald.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,14 +41,27 @@ pub struct Voice {
     /// Whether stderr goes to journald, which reads a `<N>` in front.
     journal: bool,
     held: RefCell<Option<Vec<String>>>,
+    /// Who started a daemon, and hears it until it serves.
+    starter: Option<Starter>,
 }
 
 impl Voice {
     /// A voice that says what is as urgent as `most`, or more.
     #[must_use]
-    pub fn new(most: Level) -> Self {
-        let journal = std::env::var_os("JOURNAL_STREAM").is_some() && !std::io::stderr().is_terminal();
-        Self { most, journal, held: RefCell::new(None) }
+    pub fn new(most: Level, starter: Option<Starter>) -> Self {
+        Self { most, journal: to_journal(), held: RefCell::new(None), starter }
+    }
+
+    /// Looks anew where stderr goes, which was made a file.
+    pub fn moved(&mut self) {
+        self.journal = to_journal();
+    }
+
+    /// Tells the starter that the agent serves.
+    pub fn serves(&self) {
+        if let Some(starter) = &self.starter {
+            starter.serves();
+        }
     }
 
     /// Says one line.
@@ -63,7 +79,7 @@ impl Voice {
         match self.held.borrow_mut().as_mut() {
             Some(held) if held.len() < HELD => held.push(line),
             Some(_) => {}
-            None => write_if_room(&line),
+            None => self.write(&line),
         }
     }
 
@@ -75,9 +91,22 @@ impl Voice {
     /// Says what was held back.
     pub fn release(&self) {
         for line in self.held.take().into_iter().flatten() {
-            write_if_room(&line);
+            self.write(&line);
         }
     }
+
+    fn write(&self, line: &str) {
+        write_if_room(line);
+        if let Some(starter) = &self.starter {
+            starter.say(line);
+        }
+    }
+}
+
+/// Whether stderr is the stream that journald says it is, as `DEVICE:INODE`.
+fn to_journal() -> bool {
+    let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    fstat(std::io::stderr()).is_ok_and(|facts| stream == format!("{}:{}", facts.st_dev, facts.st_ino))
 }
 
 /// A character as it may stand on a terminal.

@@ -47,6 +47,13 @@ pub enum Command {
                       --channel unix-listen:/run/vm/ga.sock"
     )]
     Run(Run),
+    /// Take the place of the QEMU guest agent: its options, its configuration file
+    #[command(
+        disable_help_flag = true,
+        after_help = "Under the name qemu-ga, postern does the same. `postern qemu-ga --help` lists the options.\n\n\
+                      Exit status: as qemu-ga's: 0 ended in order, 1 anything else."
+    )]
+    QemuGa(QemuGa),
     #[allow(missing_docs, reason = "a comment here would take the place of the command's own help")]
     Demo(crate::demo::Demo),
     #[allow(missing_docs, reason = "as above")]
@@ -71,4 +78,12 @@ pub struct Run {
     /// Say more: -v notices, -vv everything
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
+}
+
+/// `postern qemu-ga`; `main` does it.
+#[derive(Debug, Args)]
+pub struct QemuGa {
+    /// qemu-ga's options, such as -m unix-listen -p PATH
+    #[arg(value_name = "OPTIONS", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub words: Vec<OsString>,
 }

@@ -1,4 +1,4 @@
-//! What people run: demo, call, policy, audit; and the command line.
+//! What people run: demo, call, policy, audit; stock's command line, and ours.
 //!
 //! Trust: a person's command line. Nothing here is part of the running agent.
 #![forbid(unsafe_code)]
@@ -9,3 +9,4 @@ pub mod cli;
 pub mod client;
 pub mod demo;
 pub mod policy;
+pub mod stock;

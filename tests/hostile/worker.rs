@@ -72,7 +72,8 @@ fn script_of_first() -> Option<String> {
 pub(crate) fn broker(arguments: &[String]) {
     let policy = arguments.last().map(std::path::Path::new);
     let policy = written::load(policy, &World::live()).unwrap_or_else(|why| panic!("{why}")).policy;
-    let options = Options { policy, channel: None, verbosity: postern_broker::say::Level::Info };
+    let verbosity = postern_broker::say::Level::Info;
+    let options = Options { policy, channel: None, verbosity, service: postern_broker::Service::default() };
     let ended = postern_broker::run(options);
     if let Err(fatal) = &ended {
         eprintln!("postern: {fatal}");

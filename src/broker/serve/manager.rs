@@ -55,6 +55,7 @@ impl Broker {
         }
         if self.told == Standing::Starting && standing != Standing::Stopping {
             self.parts.notify.ready();
+            self.parts.voice.serves();
         }
         if standing == Standing::Stopping {
             self.parts.notify.stopping();

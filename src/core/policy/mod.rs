@@ -6,11 +6,12 @@
 //!
 //! Trust: policy files are trusted once their owner and mode were checked.
 
+mod narrow;
 pub mod parts;
 pub mod rules;
 pub mod written;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::catalogue::{Act, CommandSet};
@@ -190,6 +191,14 @@ impl Channel {
             ));
         };
         Self::new(method, PathBuf::from(path))
+    }
+
+    /// The path that must be there, or be free, for this channel.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::VirtioSerial(path) | Self::UnixListen(path) => Some(path),
+        }
     }
 
     /// The channel of a method and a path.

@@ -67,6 +67,22 @@ pub fn spawn(birth: &Birth<'_>) -> io::Result<Pid> {
     Ok(Pid::from_raw(pid))
 }
 
+/// Divides this process in two, as fork(2). Returns the child's process id, or
+/// `None` in the child.
+///
+/// # Errors
+/// As fork(2); `EDEADLK` if this process has more than one thread, for its
+/// child would have only one, and locks that the others hold.
+pub fn fork() -> io::Result<Option<Pid>> {
+    if fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(Errno::EDEADLK.into());
+    }
+    // SAFETY: the only thread is this one, so the child has all that its parent
+    // had, and no lock is held by a thread that it lacks.
+    let pid = Errno::result(unsafe { libc::fork() })?;
+    Ok((pid != 0).then(|| Pid::from_raw(pid)))
+}
+
 /// The child between fork and exec: system calls only.
 fn become_child(birth: &Birth<'_>, argv: &[*const libc::c_char; 2], envp: &[*const libc::c_char; 1]) -> ! {
     // SAFETY: every call takes plain numbers or pointers to memory that the

@@ -1,0 +1,132 @@
+//! Taking away from a checked policy what a start in stock's place leaves out.
+//!
+//! Nothing here can add: whatever the arguments are, the result allows the host
+//! no command, no file and no shutdown that the policy did not.
+//!
+//! Trust: pure. Called by the executable before the broker starts.
+
+use std::path::{Path, PathBuf};
+
+use super::Policy;
+use crate::catalogue::{Command, CommandSet};
+
+impl Policy {
+    /// Leaves the host only commands of `keep`. What nothing uses then goes
+    /// too: file rules, shutdown modes, and freezing without a thaw, for
+    /// filesystems would stay frozen. Returns the commands that went although
+    /// `keep` holds them.
+    pub fn narrow(&mut self, keep: CommandSet) -> CommandSet {
+        let before = self.commands;
+        self.commands = before.iter().filter(|command| keep.contains(*command)).collect();
+        if !self.commands.contains(Command::FsfreezeThaw) {
+            self.commands.remove(Command::FsfreezeFreeze);
+            self.commands.remove(Command::FsfreezeFreezeList);
+        }
+        if !self.commands.contains(Command::FileOpen) {
+            self.files.clear();
+        }
+        if !self.commands.contains(Command::Shutdown) {
+            self.shutdown.modes.clear();
+        }
+        before.iter().filter(|command| keep.contains(*command) && !self.commands.contains(*command)).collect()
+    }
+
+    /// Moves the state directory.
+    ///
+    /// # Errors
+    /// A path that is not absolute, or that a file rule reaches: a host that
+    /// writes there would tell postern what is frozen.
+    pub fn move_state(&mut self, directory: PathBuf) -> Result<(), String> {
+        if !directory.is_absolute() {
+            return Err(format!("the state directory {} is not absolute; write it from / on", directory.display()));
+        }
+        let reached = |path: &Path| {
+            self.files.iter().find(|rule| rule.reaches(path) || rule.path.starts_with(path)).map(|rule| &rule.path)
+        };
+        if let Some(rule) = reached(&directory) {
+            let (rule, directory) = (rule.display(), directory.display());
+            return Err(format!("the policy's rule for {rule} reaches the state directory {directory}; name another"));
+        }
+        self.state = directory;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::written::{World, load_embedded};
+
+    /// Everything that there is, as one policy.
+    fn policy(commands: CommandSet) -> Policy {
+        let text = "version = 1\nprofile = \"files\"\n[commands]\nallow = [\"guest-fsfreeze-freeze\", \
+                    \"guest-fsfreeze-freeze-list\", \"guest-fsfreeze-thaw\", \"guest-fsfreeze-status\", \
+                    \"guest-shutdown\"]\n[shutdown]\nmodes = [\"powerdown\", \"halt\"]\n\
+                    [[files]]\npath = \"/srv/data\"\nrights = [\"read\", \"write\"]\n";
+        let mut policy = load_embedded("test", text, &World::elsewhere()).unwrap().policy;
+        assert_eq!(policy.commands, Command::all().collect(), "the control: it allows everything");
+        policy.commands = commands;
+        policy
+    }
+
+    fn set(bits: u64) -> CommandSet {
+        CommandSet::from_bits(bits).unwrap()
+    }
+
+    #[test]
+    fn nothing_is_ever_added() {
+        let all: CommandSet = Command::all().collect();
+        let mut smaller = 0;
+        // Each set to keep, against policies that allow everything and a third.
+        for allowed in [all.bits(), all.bits() & 0x9249_2492, all.bits() & !0x9249_2492] {
+            let before = policy(set(allowed));
+            for keep in 0..=all.bits() {
+                let mut after = before.clone();
+                let lost = after.narrow(set(keep));
+                let (left, lost) = (after.commands.bits(), lost.bits());
+                assert_eq!(left & !(allowed & keep), 0, "{allowed:x} {keep:x}");
+                assert_eq!(left | lost, allowed & keep, "{allowed:x} {keep:x}: a command went unsaid");
+                assert_eq!(left & lost, 0);
+                assert!(after.files.is_empty() || after.files == before.files);
+                assert!(after.shutdown.modes.is_empty() || after.shutdown == before.shutdown);
+                let freezes = after.commands.contains(Command::FsfreezeFreeze)
+                    || after.commands.contains(Command::FsfreezeFreezeList);
+                assert!(!freezes || after.commands.contains(Command::FsfreezeThaw), "{keep:x}: frozen for ever");
+                smaller += usize::from(left != allowed);
+                after.commands = before.commands;
+                after.files.clone_from(&before.files);
+                after.shutdown = before.shutdown.clone();
+                assert_eq!(after, before, "{keep:x}: something else changed");
+            }
+        }
+        assert!(smaller > 0, "the control: narrowing takes away");
+    }
+
+    #[test]
+    fn what_is_kept_stays_and_what_goes_takes_its_rules_along() {
+        let all: CommandSet = Command::all().collect();
+        let before = policy(all);
+        let mut after = before.clone();
+        assert_eq!(after.narrow(all), CommandSet::EMPTY);
+        assert_eq!(after, before);
+        let mut keep = all;
+        keep.remove(Command::FileOpen);
+        keep.remove(Command::Shutdown);
+        keep.remove(Command::FsfreezeThaw);
+        let lost = after.narrow(keep);
+        assert!(after.files.is_empty() && after.shutdown.modes.is_empty());
+        assert_eq!(lost.iter().collect::<Vec<_>>(), [Command::FsfreezeFreeze, Command::FsfreezeFreezeList]);
+    }
+
+    #[test]
+    fn the_state_directory_moves_only_where_the_host_cannot_reach() {
+        let mut policy = policy(Command::all().collect());
+        let before = policy.state.clone();
+        for bad in ["state", "/srv/data/state", "/srv", "/srv/data"] {
+            assert!(policy.move_state(bad.into()).is_err(), "{bad}");
+            assert_eq!(policy.state, before);
+        }
+        policy.move_state("/srv/database".into()).unwrap();
+        assert_eq!(policy.state, Path::new("/srv/database"));
+    }
+}
