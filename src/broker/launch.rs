@@ -266,9 +266,12 @@ fn accounts(policy: &Policy) -> Result<(Account, Account), Fatal> {
 /// How long an earlier postern that was killed may take to be gone.
 const DYING: Duration = Duration::from_secs(3);
 
-/// A process that runs as `uid`, if there is one. What is dead already does not
-/// count: a killed broker may stay so for as long as a freeze is stuck in the
-/// kernel, and only its successor can thaw.
+/// SIGKILL's bit in the sets of `proc_pid_status(5)`.
+const SIGKILL_PENDING: u64 = 1 << (Signal::SIGKILL as u64 - 1);
+
+/// A process that runs as `uid`, if there is one. What is dead, killed or on its
+/// way out does not count: broker, opener and the spawner that waits for it may
+/// stay so for as long as something is frozen, and only a successor can thaw.
 fn process_of(uid: u32) -> Result<Option<u32>, Fatal> {
     for entry in fs::read_dir("/proc").map_err(call("listing /proc"))? {
         let Ok(entry) = entry else { continue };
@@ -276,10 +279,13 @@ fn process_of(uid: u32) -> Result<Option<u32>, Fatal> {
         // The directory of a process that is not dumpable is root's; its status
         // tells the truth. A process that ended meanwhile has none.
         let Ok(status) = fs::read_to_string(entry.path().join("status")) else { continue };
-        if status.lines().any(|line| line.starts_with("State:\tZ") || line.starts_with("State:\tX")) {
+        let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim_start();
+        let pends = |set| u64::from_str_radix(field(set), 16).is_ok_and(|pending| pending & SIGKILL_PENDING != 0);
+        // Who has no memory any more is exiting or dead.
+        if pends("SigPnd:") || pends("ShdPnd:") || field("VmSize:").is_empty() {
             continue;
         }
-        let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+        let uids = field("Uid:");
         if uids.split_ascii_whitespace().any(|field| field.parse() == Ok(uid)) {
             return Ok(Some(pid));
         }

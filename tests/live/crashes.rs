@@ -1,13 +1,14 @@
 //! The broker or the worker killed while filesystems are frozen.
 
 use std::fs::{self, File};
+use std::os::unix::fs::chown;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::scene::{
-    disabled, freeze, kill_broker, own_directory, policy, start_quietly, start_quietly_by, status, story,
+    disabled, freeze, kill_broker, own_directory, policy, send, start_quietly, start_quietly_by, status, story,
     story_of_freezes, thaw, with,
 };
 use crate::support::agent::{Home, eventually, lives};
@@ -19,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("one_that_comes_after_the_time_limit_thaws_at_once", one_that_comes_after_the_time_limit_thaws_at_once),
     ("one_that_may_not_thaw_does_not_start", one_that_may_not_thaw_does_not_start),
     ("a_worker_killed_while_frozen_is_replaced", a_worker_killed_while_frozen_is_replaced),
+    ("an_opener_that_cannot_die_keeps_nobody_from_starting", an_opener_that_cannot_die_keeps_nobody_from_starting),
 ];
 
 /// A disk with the home's log and state directory on it.
@@ -148,4 +150,28 @@ fn a_worker_killed_while_frozen_is_replaced() {
     let died = story.iter().filter(|line| line.starts_with("process-died")).count();
     assert_eq!(died, 2, "{story:?}");
     assert!(Path::new("/proc").join(agent.pid().to_string()).exists());
+}
+
+/// One that creates a file where somebody else has frozen is killed in vain
+/// until the thaw; the next agent's account is its account.
+fn an_opener_that_cannot_die_keeps_nobody_from_starting() {
+    let home = Home::new();
+    let disk = Disk::small("ext4", "/disk.img");
+    let mounted = disk.mount("/disk");
+    let files = own_directory(&home, &mounted, "files");
+    chown(&files.at, Some(home.worker), Some(home.worker)).expect("the files' owner");
+    let agent = home.start(&policy());
+    let mut host = agent.connect();
+    mounted.freeze();
+    send(&mut host, "guest-file-open", &json!({ "path": home.files().join("new"), "mode": "w" }), "open");
+    let opener = agent.process("opener", 0);
+    eventually("the opener waits for the thaw", || {
+        fs::read_to_string(format!("/proc/{opener}/stat")).is_ok_and(|stat| stat.contains(") D ")).then_some(())
+    });
+    drop(agent);
+    let (_agent, mut host) = start_quietly(&home, &policy());
+    assert!(lives(opener), "it is still there");
+    host.ping();
+    assert!(mounted.thaw());
+    eventually("the opener ends", || (!lives(opener)).then_some(()));
 }
