@@ -9,6 +9,8 @@
 mod content;
 #[path = "packaging/install.rs"]
 mod install;
+#[path = "packaging/later.rs"]
+mod later;
 #[path = "packaging/pages.rs"]
 mod pages;
 #[path = "packaging/tree.rs"]

@@ -14,8 +14,12 @@ mod support;
 mod boots;
 #[path = "vm/guests.rs"]
 mod guests;
+#[path = "packaging/later.rs"]
+mod later;
 #[path = "vm/machine.rs"]
 mod machine;
+#[path = "vm/package.rs"]
+mod package;
 
 use std::process::ExitCode;
 
@@ -23,6 +27,6 @@ use support::runner;
 
 fn main() -> ExitCode {
     machine::say_accelerator();
-    let tests: Vec<runner::Test> = [boots::tests()].concat();
+    let tests: Vec<runner::Test> = [boots::tests(), package::tests()].concat();
     runner::main_on_machine(&tests)
 }

@@ -76,6 +76,13 @@ pub(crate) enum Got {
     Unplugged,
 }
 
+/// How often a port's host is looked for that has asked something and does not
+/// seem to be there, [`LATER`] apart: a second in all, far more than a guest's
+/// kernel takes to run what it has put off.
+const PATIENCE: u32 = 50;
+/// See [`PATIENCE`]; in milliseconds.
+const LATER: u16 = 20;
+
 /// The host has gone; what was to be said to it is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HostGone;
@@ -145,17 +152,27 @@ impl Channel {
         Ok(())
     }
 
+    /// A port whose host left has no room and says so at once, for ever. So
+    /// does one whose host has come and asked something, and the kernel has
+    /// not heard yet that it is there: the host's bytes and the word of its
+    /// coming take two queues. Hence a little patience.
     fn wait_for_room(&self) -> Result<(), HostGone> {
-        let mut room = [PollFd::new(self.descriptor.as_fd(), PollFlags::POLLOUT)];
-        match poll(&mut room, PollTimeout::NONE) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(_) => return Err(HostGone),
+        for _ in 0..=PATIENCE {
+            let mut room = [PollFd::new(self.descriptor.as_fd(), PollFlags::POLLOUT)];
+            match poll(&mut room, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => return Err(HostGone),
+            }
+            let events = room[0].revents().unwrap_or(PollFlags::empty());
+            if !events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR) || events.contains(PollFlags::POLLOUT) {
+                return Ok(());
+            }
+            if !self.stays() || events.contains(PollFlags::POLLERR) {
+                return Err(HostGone);
+            }
+            // Nothing wakes this process that it could wait for by itself.
+            let _ = poll(&mut [], PollTimeout::from(LATER));
         }
-        let events = room[0].revents().unwrap_or(PollFlags::empty());
-        // A port whose host left has no room and says so at once, for ever.
-        if events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR) && !events.contains(PollFlags::POLLOUT) {
-            return Err(HostGone);
-        }
-        Ok(())
+        Err(HostGone)
     }
 }

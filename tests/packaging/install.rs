@@ -1,12 +1,10 @@
 //! Installing over the stock agent, upgrading, removing, purging.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
+use super::later::later;
+use super::package;
 use super::tree::Tree;
-use super::{output, package};
 
 /// All that a package could leave: names, owners, modes, links, accounts.
 /// Without what the tools keep for themselves.
@@ -28,29 +26,12 @@ fn without_root() -> bool {
     without
 }
 
-/// The same package of a later version, whose policy and log rotation differ.
-fn upgrade(directory: &Path) -> PathBuf {
-    let (tree, made) = (directory.join("later"), directory.join("later.deb"));
-    output(Command::new("dpkg-deb").arg("-R").arg(&package().0).arg(&tree));
-    for (file, from, to) in [
-        ("DEBIAN/control", "\nVersion: 0.", "\nVersion: 9."),
-        ("etc/postern/policy.toml", "# The default policy", "# Later: the default policy"),
-        ("etc/logrotate.d/postern", "# Rotation", "# Later: rotation"),
-    ] {
-        let text = fs::read_to_string(tree.join(file)).unwrap();
-        assert!(text.contains(from), "{file}: {text}");
-        fs::write(tree.join(file), text.replacen(from, to, 1)).unwrap();
-    }
-    output(Command::new("dpkg-deb").args(["-b", "--root-owner-group"]).arg(&tree).arg(&made));
-    made
-}
-
 /// A Debian with both versions of the package in `/tmp`.
 fn debian(kind: &str) -> Tree {
     let scratch = tempfile::tempdir().unwrap();
     let tree = Tree::new(kind);
     tree.bring(&package().0, "postern.deb");
-    tree.bring(&upgrade(scratch.path()), "later.deb");
+    tree.bring(&later(&package().0, scratch.path()), "later.deb");
     tree
 }
 

@@ -74,3 +74,9 @@ pub(crate) fn executable() -> PathBuf {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| path_by("packaging/build", &["--static-only"])).clone()
 }
+
+/// The Debian package.
+pub(crate) fn package() -> PathBuf {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| path_by("packaging/build", &[])).clone()
+}

@@ -1,0 +1,232 @@
+//! The package in a Debian with systemd: it takes the stock agent's place while
+//! a host polls, is watched, comes back with the port, is upgraded, and goes.
+
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle, sleep};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::guests::{self, LINUX_6_1, Userland};
+use crate::later::later;
+use crate::machine::{Machine, PORT, Setup};
+use crate::support::runner::{self, Test};
+
+pub(crate) fn tests() -> Vec<Test> {
+    const TESTS: &[Test] =
+        &[("package_takes_the_place_of_stock", swap), ("package_is_watched_upgraded_and_removed", life)];
+    TESTS.to_vec()
+}
+
+/// A guest with the package and a later one in /root, and stock at work.
+fn guest() -> Machine {
+    let scratch = tempfile::tempdir().expect("a temporary directory");
+    let package = guests::package();
+    let later = later(&package, scratch.path());
+    let read = |path| fs::read(path).expect("a package");
+    let setup = Setup::new(LINUX_6_1, Userland::Systemd)
+        .with_stock()
+        .file("/root/postern.deb", read(package), 0o644)
+        .file("/root/later.deb", read(later), 0o644);
+    Machine::boot(&setup)
+}
+
+/// Nobody is asked; what the operator changed stays.
+const INSTALL: &str = "DEBIAN_FRONTEND=noninteractive apt-get -y -o Dpkg::Options::=--force-confdef \
+     -o Dpkg::Options::=--force-confold install";
+
+/// What a host saw that polled.
+#[derive(Debug, Default)]
+struct Seen {
+    answered: u32,
+    /// Not within five seconds: libvirt's patience for a sync.
+    unanswered: u32,
+    longest: Duration,
+}
+
+/// A host that polls on one connection, as libvirt does: a sync, then a ping.
+struct Poll {
+    stop: Arc<AtomicBool>,
+    host: JoinHandle<Seen>,
+}
+
+impl Poll {
+    fn start(socket: PathBuf) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let host = thread::spawn(move || {
+            let stream = UnixStream::connect(socket).expect("the port");
+            stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a time limit");
+            let mut stream = BufReader::new(stream);
+            let mut seen = Seen::default();
+            let mut id = 0;
+            while !told.load(Ordering::Relaxed) {
+                id += 1;
+                let asked = Instant::now();
+                if poll(&mut stream, id) {
+                    seen.answered += 1;
+                } else {
+                    seen.unanswered += 1;
+                }
+                seen.longest = seen.longest.max(asked.elapsed());
+                sleep(Duration::from_millis(50));
+            }
+            seen
+        });
+        Self { stop, host }
+    }
+
+    fn end(self) -> Seen {
+        self.stop.store(true, Ordering::Relaxed);
+        self.host.join().expect("the host")
+    }
+}
+
+/// Whether a sync and a ping were answered; late replies to earlier ones are
+/// read over, anything else is a fault.
+fn poll(stream: &mut BufReader<UnixStream>, id: u32) -> bool {
+    let sync = json!({ "execute": "guest-sync-delimited", "arguments": { "id": id } });
+    let request = format!("\u{0}{sync}{}", json!({ "execute": "guest-ping" }));
+    let mut bytes = request.into_bytes();
+    // What an earlier agent was told in part ends here.
+    bytes[0] = 0xff;
+    stream.get_mut().write_all(&bytes).expect("the port takes bytes");
+    let mut synchronised = false;
+    loop {
+        let mut line = Vec::new();
+        match stream.read_until(b'\n', &mut line) {
+            Ok(0) => panic!("QEMU closed the port"),
+            Ok(_) => {}
+            Err(why) if why.kind() == ErrorKind::WouldBlock => return false,
+            Err(why) => panic!("{why}"),
+        }
+        let text = line.iter().position(|byte| *byte == 0xff).map_or(&line[..], |at| &line[at + 1..]);
+        let reply: Value = serde_json::from_slice(text).unwrap_or_else(|why| panic!("{why}: {line:?}"));
+        if reply["return"] == json!(id) {
+            synchronised = true;
+        } else if synchronised {
+            assert_eq!(reply, json!({ "return": {} }));
+            return true;
+        } else {
+            // Stock answers what a 0xFF made of half a request by an error.
+            assert!(
+                reply.get("return").is_some()
+                    || reply["error"]["desc"].as_str().is_some_and(|text| text.contains("JSON"))
+            );
+        }
+    }
+}
+
+fn show(guest: &mut Machine, property: &str) -> String {
+    guest.sh(&format!("systemctl show --value --property {property} postern.service")).trim().to_owned()
+}
+
+/// Waits for the service to be up with a main process other than `before`.
+fn restarted(guest: &mut Machine, before: &str) -> String {
+    guest.sh_eventually(&format!(
+        "systemctl -q is-active postern && pid=$(systemctl show --value -p MainPID postern) && test $pid != {before} && echo $pid"
+    ))
+}
+
+fn swap() {
+    let mut guest = guest();
+    guest.sh_eventually("systemctl is-active qemu-guest-agent");
+    let version = guest.host().returns("guest-info", &Value::Null)["version"].clone();
+    assert!(version.as_str().is_some_and(|version| version.starts_with("7.")), "the control: stock answers, {version}");
+
+    let poll = Poll::start(guest.agent_socket());
+    let said = guest.sh(&format!("{INSTALL} /root/postern.deb"));
+    assert!(said.contains("Removing qemu-guest-agent"), "{said}");
+    guest.sh("systemctl is-active postern");
+    let seen = poll.end();
+    runner::note(&format!(
+        "host polled {} times over the swap, {} unanswered in 5 s, longest {:.1} s",
+        seen.answered + seen.unanswered,
+        seen.unanswered,
+        seen.longest.as_secs_f64()
+    ));
+    assert!(seen.answered > 0, "{seen:?}");
+    let info = guest.host().returns("guest-info", &Value::Null);
+    assert_eq!(info["version"], env!("CARGO_PKG_VERSION"));
+    guest.host().ping();
+
+    // What an operator sees.
+    let status = guest.sh("systemctl --no-pager --full status postern.service");
+    assert!(status.contains("Active: active (running)") && status.contains("Status: \""), "{status}");
+    assert_eq!(show(&mut guest, "Type"), "notify");
+    assert_ne!(show(&mut guest, "WatchdogTimestampMonotonic"), "0", "it was never fed");
+    guest.sh("systemctl is-active qemu-guest-agent.service; test -x /usr/sbin/qemu-ga");
+    assert_eq!(guest.sh("dpkg-query -W -f '${db:Status-Abbrev}' qemu-guest-agent"), "rc ");
+    assert_eq!(guest.sh(&format!("stat -L -c '%U:%G %a' /dev/virtio-ports/{PORT}")), "root:postern 660\n");
+    let who = guest.sh("ps -eo user:20=,args= | grep '[p]ostern: ' | sort");
+    assert_eq!(
+        who.split_ascii_whitespace().collect::<Vec<_>>().join(" "),
+        "postern postern: opener postern postern: spawner postern postern: worker postern-broker postern: broker"
+            .replace("postern postern: opener ", ""),
+        "{who}"
+    );
+    assert_eq!(guest.sh("systemctl --failed --no-legend"), "");
+    let exposure = guest.sh("systemd-analyze security --no-pager postern.service | tail -n 1");
+    let number: f64 = exposure
+        .split_ascii_whitespace()
+        .find_map(|word| word.parse().ok())
+        .unwrap_or_else(|| panic!("an exposure: {exposure}"));
+    assert!(number <= 3.5, "{exposure}");
+
+    // udev starts it whenever the port appears.
+    guest.sh("systemctl stop postern");
+    guest.qmp("device_del", json!({ "id": "port" }));
+    guest.event("DEVICE_DELETED");
+    guest.sh_eventually(&format!("! test -e /dev/virtio-ports/{PORT}"));
+    guest.qmp(
+        "device_add",
+        json!({ "driver": "virtserialport", "bus": "serial.0", "id": "port", "chardev": "agent", "name": PORT }),
+    );
+    guest.sh_eventually("systemctl -q is-active postern");
+    guest.host().ping();
+}
+
+fn life() {
+    let mut guest = guest();
+    guest.sh(&format!("{INSTALL} /root/postern.deb"));
+    guest.sh("systemctl is-active postern");
+
+    // Watched: a broker that stands still is killed and another one started. A
+    // minute is the unit's; a test may be less patient.
+    guest.sh(
+        "mkdir -p /run/systemd/system/postern.service.d && cd /run/systemd/system/postern.service.d && \
+         printf '[Service]\nWatchdogSec=10s\n' >impatient.conf && systemctl daemon-reload && systemctl restart postern",
+    );
+    let before = show(&mut guest, "MainPID");
+    guest.sh(&format!("kill -STOP {before}"));
+    let after = restarted(&mut guest, &before);
+    assert_eq!(show(&mut guest, "NRestarts"), "1");
+    guest.sh("journalctl --no-pager -u postern | grep -i 'watchdog timeout'");
+    guest.host().ping();
+
+    // Upgraded: anew, with the operator's policy.
+    guest.sh("sed -i 's/^profile = .*/profile = \"minimal\"/' /etc/postern/policy.toml");
+    guest.sh(&format!("{INSTALL} /root/later.deb"));
+    restarted(&mut guest, after.trim());
+    guest.sh("grep -q minimal /etc/postern/policy.toml && grep -q Later /etc/postern/policy.toml.dpkg-dist");
+    let info = guest.host().returns("guest-info", &Value::Null);
+    let freeze = info["supported_commands"].as_array().expect("commands").iter();
+    let freeze = freeze.filter(|command| command["name"] == "guest-fsfreeze-freeze").collect::<Vec<_>>();
+    assert!(matches!(freeze.as_slice(), [one] if one["enabled"] == false), "{freeze:?}");
+    guest.sh("postern audit verify /var/log/postern/audit.jsonl");
+
+    // Removed: no process, no unit, no right to the port. Then purged.
+    guest.sh("apt-get -y remove postern");
+    guest.sh("! pgrep postern && ! systemctl cat postern.service qemu-guest-agent.service && ! test -e /run/postern");
+    assert_eq!(guest.sh("systemctl --failed --no-legend"), "");
+    assert_eq!(guest.sh(&format!("stat -L -c '%U:%G %a' /dev/virtio-ports/{PORT}")), "root:root 600\n");
+    guest.sh("test -e /var/log/postern/audit.jsonl && apt-get -y purge postern");
+    guest.sh("rm -r /root/*.deb /run/systemd/system/postern.service.d");
+    let left = guest.sh("find / -xdev -name '*postern*' ! -path '/var/log/*' ; find /run -name '*postern*'; grep -r postern /etc || true");
+    assert_eq!(left, "");
+}
