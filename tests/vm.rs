@@ -12,10 +12,16 @@ mod support;
 
 #[path = "vm/boots.rs"]
 mod boots;
+#[path = "vm/freezes.rs"]
+mod freezes;
 #[path = "vm/guests.rs"]
 mod guests;
 #[path = "vm/machine.rs"]
 mod machine;
+#[path = "vm/power.rs"]
+mod power;
+#[path = "vm/services.rs"]
+mod services;
 
 use std::process::ExitCode;
 
@@ -23,6 +29,6 @@ use support::runner;
 
 fn main() -> ExitCode {
     machine::say_accelerator();
-    let tests: Vec<runner::Test> = [boots::tests()].concat();
+    let tests: Vec<runner::Test> = [boots::tests(), freezes::tests(), power::tests()].concat();
     runner::main_on_machine(&tests)
 }
