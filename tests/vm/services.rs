@@ -47,9 +47,11 @@ pub(crate) fn boot(kernel: Kernel, userland: Userland) -> Machine {
             let inittab = format!("{}{RESPAWN_BUSYBOX}", include_str!("busybox/inittab"));
             setup.file("/etc/inittab", inittab, 0o644)
         }
-        Userland::Systemd => setup
-            .file("/etc/systemd/system/postern.service", UNIT, 0o644)
-            .file("/etc/systemd/system/witness.service", WITNESS_UNIT, 0o644),
+        Userland::Systemd => setup.file("/etc/systemd/system/postern.service", UNIT, 0o644).file(
+            "/etc/systemd/system/witness.service",
+            WITNESS_UNIT,
+            0o644,
+        ),
         Userland::Sysvinit => setup.file("/etc/init.d/witness", WITNESS_SCRIPT, 0o755),
     };
     let mut machine = Machine::boot(&setup);
