@@ -12,6 +12,8 @@ mod support;
 
 #[path = "vm/boots.rs"]
 mod boots;
+#[path = "vm/freezes.rs"]
+mod freezes;
 #[path = "vm/guests.rs"]
 mod guests;
 #[path = "packaging/later.rs"]
@@ -20,6 +22,10 @@ mod later;
 mod machine;
 #[path = "vm/package.rs"]
 mod package;
+#[path = "vm/power.rs"]
+mod power;
+#[path = "vm/services.rs"]
+mod services;
 
 use std::process::ExitCode;
 
@@ -27,6 +33,6 @@ use support::runner;
 
 fn main() -> ExitCode {
     machine::say_accelerator();
-    let tests: Vec<runner::Test> = [boots::tests(), package::tests()].concat();
+    let tests: Vec<runner::Test> = [boots::tests(), freezes::tests(), package::tests(), power::tests()].concat();
     runner::main_on_machine(&tests)
 }

@@ -67,7 +67,7 @@ pub(crate) const START: &str = "mkdir -p /srv && chown postern: /srv && \
      (postern run -vv </dev/null >/run/postern.log 2>&1 & echo $! >/run/postern.pid)";
 
 /// Accounts as the package makes them, where a userland has none.
-const ACCOUNTS: &str = "grep -q '^postern:' /etc/passwd || { \
+pub(crate) const ACCOUNTS: &str = "grep -q '^postern:' /etc/passwd || { \
      useradd --system --no-create-home postern && useradd --system --no-create-home postern-broker; }; \
      pidof qemu-ga && service qemu-guest-agent stop; true";
 

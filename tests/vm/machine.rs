@@ -139,6 +139,7 @@ pub(crate) struct Machine {
     /// Events that came while something else was awaited.
     events: Vec<Value>,
     pub(crate) directory: TempDir,
+    userland: Userland,
     /// From QEMU's start to a shell.
     pub(crate) boot: Duration,
 }
@@ -153,15 +154,21 @@ impl Machine {
         let control = connect(&directory.path().join("control"), &mut qemu);
         let mut qmp = Qmp(connect(&directory.path().join("qmp"), &mut qemu));
         qmp.line();
-        let mut machine = Self { qemu, control, qmp, events: Vec::new(), directory, boot: Duration::ZERO };
+        let userland = setup.userland;
+        let mut machine = Self { qemu, control, qmp, events: Vec::new(), directory, userland, boot: Duration::ZERO };
         machine.qmp("qmp_capabilities", json!({}));
-        machine.await_shell();
-        if setup.userland == Userland::Systemd {
-            // A unit that is no use here may have failed.
-            machine.try_sh("systemctl is-system-running --wait");
-        }
+        machine.booted();
         machine.boot = started.elapsed();
         machine
+    }
+
+    /// Waits until the guest is up: at the start, and after each reboot.
+    pub(crate) fn booted(&mut self) {
+        self.await_shell();
+        if self.userland == Userland::Systemd {
+            // A unit that is no use here may have failed.
+            self.try_sh("systemctl is-system-running --wait");
+        }
     }
 
     /// The disk on which a machine in `directory` writes.
@@ -296,6 +303,29 @@ impl Machine {
     /// Connects to the port as a host.
     pub(crate) fn host(&self) -> Host {
         Host::connect(&self.agent_socket())
+    }
+
+    /// Waits until the console shows this, from its byte `from` on.
+    pub(crate) fn console_shows(&self, text: &str, from: usize) {
+        let started = Instant::now();
+        while !self.console().get(from..).is_some_and(|shown| shown.contains(text)) {
+            assert!(started.elapsed() < PATIENCE, "no '{text}' on the guest's console:\n{}", self.console());
+            sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// The disk as a raw image, once QEMU has ended.
+    pub(crate) fn image(&mut self) -> PathBuf {
+        self.ended();
+        let image = self.directory.path().join("root.raw");
+        let made = Command::new("qemu-img")
+            .args(["convert", "-O", "raw"])
+            .arg(Self::disk(self.directory.path()))
+            .arg(&image)
+            .status()
+            .expect("qemu-img");
+        assert!(made.success(), "qemu-img: {made}");
+        image
     }
 
     /// Waits until QEMU has ended.

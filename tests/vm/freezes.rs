@@ -1,0 +1,161 @@
+//! The root filesystem frozen, with the audit log and the journal on it: what
+//! writes waits, whoever of postern is killed meanwhile, the host can thaw, and
+//! the log has it all.
+
+use std::time::Instant;
+
+use crate::boots::everything;
+use crate::guests::{Kernel, LINUX_6_1, LINUX_6_12, NEWEST, Userland};
+use crate::machine::Machine;
+use crate::power;
+use crate::services::{self, insist, story};
+use crate::support::runner::{self, Test};
+
+const QUICK: &[Test] = &[
+    ("freezes_of_the_root_busybox", || freezes(LINUX_6_12, Userland::Busybox)),
+    ("freezes_of_the_root_systemd", || freezes(LINUX_6_1, Userland::Systemd)),
+];
+
+const OTHERS: &[Test] = &[
+    ("freezes_of_the_root_newest_busybox", || freezes(NEWEST, Userland::Busybox)),
+    ("freezes_of_the_root_newest_systemd", || freezes(NEWEST, Userland::Systemd)),
+    ("freezes_of_the_root_sysvinit", || freezes(LINUX_6_1, Userland::Sysvinit)),
+];
+
+pub(crate) fn tests() -> Vec<Test> {
+    if everything() { [QUICK, OTHERS].concat() } else { QUICK.to_vec() }
+}
+
+const WORKER: &str = "postern-worker";
+const OPENER: &str = "postern-opener";
+const BROKER: &str = "postern-broker";
+const SPAWNER: &str = "postern-spawner";
+
+/// Who is killed while / is frozen: what the table calls it, and the processes.
+const VICTIMS: [(&str, &[&str]); 4] =
+    [("worker", &[WORKER]), ("opener", &[OPENER]), ("broker", &[BROKER]), ("all", &[WORKER, OPENER, SPAWNER, BROKER])];
+
+fn freezes(kernel: Kernel, userland: Userland) {
+    let mut machine = services::boot(kernel, userland);
+    if userland == Userland::Systemd {
+        machine.sh("journalctl --flush && ls /var/log/journal/*/system.journal");
+    }
+    let mut seen = story(&mut machine).len();
+    let thaw = thaws_in_time(&mut machine, userland);
+    assert_eq!(new_lines(&mut machine, &mut seen), [ASKED, DONE, THAWED]);
+
+    let mut times = vec![format!("thaw {thaw:.1} s")];
+    for (name, victims) in VICTIMS {
+        let (back, thaw) = outlives(&mut machine, userland, victims);
+        times.push(format!("{name} killed: back {back:.1} s, thaw {thaw:.1} s"));
+        let lines = new_lines(&mut machine, &mut seen);
+        let died = |who: &str| format!("process-died {who} signal 9");
+        let wanted = match name {
+            // What the broker had in memory died with it: what it did there is
+            // told by the record before.
+            "broker" | "all" => vec![ASKED.to_owned(), STARTED.to_owned(), THAWED.to_owned()],
+            _ => vec![ASKED.to_owned(), DONE.to_owned(), died(name), THAWED.to_owned()],
+        };
+        assert_eq!(lines, wanted, "{name} was killed");
+    }
+    thaws_by_itself(&mut machine, userland, &mut seen);
+    let release = machine.sh("uname -r");
+    runner::note(&format!("{} | {} | {}", release.trim(), userland.name(), times.join("; ")));
+
+    // After all that it still shuts down as it should.
+    power::powers_down(&mut machine);
+    power::disk_is_clean(&mut machine);
+}
+
+const ASKED: &str = "guest-fsfreeze-freeze asked";
+const DONE: &str = "guest-fsfreeze-freeze done /";
+const THAWED: &str = "guest-fsfreeze-thaw done / (asked by the host)";
+const STARTED: &str = "log-opened broker (started)";
+
+/// What the log got since, without who was born.
+fn new_lines(machine: &mut Machine, seen: &mut usize) -> Vec<String> {
+    let story = story(machine);
+    let new = story[*seen..].iter().filter(|line| !line.starts_with("process-started")).cloned().collect();
+    *seen = story.len();
+    new
+}
+
+/// Freezes / and lets something write to it, and much to the journal.
+fn freeze(machine: &mut Machine, userland: Userland) {
+    machine.sh("rm -f /run/late; echo \"x$(cat /run/round 2>/dev/null)\" >/run/round");
+    assert_eq!(insist(machine, "guest-fsfreeze-freeze"), 1);
+    assert_eq!(insist(machine, "guest-fsfreeze-status"), "frozen");
+    machine.sh("(echo late >>/srv/late; echo $? >/run/late) >/dev/null 2>&1 &");
+    if userland == Userland::Systemd {
+        // More than journald's sockets hold: whoever says something now waits.
+        machine.sh("(seq 2000 | logger -t noise; echo end of the noise | logger -t \"end-$(cat /run/round)\") >/dev/null 2>&1 &");
+    }
+    machine.sh("sleep 1; test ! -e /run/late");
+}
+
+/// Thaws; in how many seconds. What waited goes on.
+fn thaw(machine: &mut Machine, userland: Userland) -> f64 {
+    let asked = Instant::now();
+    assert_eq!(insist(machine, "guest-fsfreeze-thaw"), 1);
+    let took = asked.elapsed().as_secs_f64();
+    assert_eq!(insist(machine, "guest-fsfreeze-status"), "thawed");
+    machine.sh_eventually("test \"$(cat /run/late)\" = 0");
+    machine.sh("echo more >>/srv/late && sync");
+    if userland == Userland::Systemd {
+        machine.sh_eventually("journalctl --sync; journalctl -b -q -t \"end-$(cat /run/round)\" | grep noise");
+    }
+    took
+}
+
+fn thaws_in_time(machine: &mut Machine, userland: Userland) -> f64 {
+    freeze(machine, userland);
+    thaw(machine, userland)
+}
+
+/// The ids of these processes, once each is there.
+fn processes(machine: &mut Machine, names: &[&str]) -> String {
+    machine.sh_eventually(&format!(
+        "for name in {}; do found=; for one in /proc/[0-9]*; do read -r comm <$one/comm && [ \"$comm\" = $name ] && \
+         found=\"$found ${{one#/proc/}}\"; done 2>/dev/null; [ -n \"$found\" ] || exit 1; echo $found; done",
+        names.join(" ")
+    ))
+}
+
+/// Kills with / frozen. In how many seconds status was `frozen` again, and in
+/// how many it was thawed.
+fn outlives(machine: &mut Machine, userland: Userland, victims: &[&str]) -> (f64, f64) {
+    let before = processes(machine, victims);
+    freeze(machine, userland);
+    // Some may be gone with others by then.
+    machine.sh(&format!("kill -KILL {} 2>&1; true", before.replace('\n', " ")));
+    let killed = Instant::now();
+    assert_eq!(insist(machine, "guest-fsfreeze-status"), "frozen");
+    let back = killed.elapsed().as_secs_f64();
+    machine.sh("test ! -e /run/late");
+    let thaw = thaw(machine, userland);
+    let after = processes(machine, victims);
+    assert!(before.lines().all(|old| after.lines().all(|new| old != new)), "before {before:?}, after {after:?}");
+    (back, thaw)
+}
+
+/// A host that never comes back: the policy's time limit thaws.
+fn thaws_by_itself(machine: &mut Machine, userland: Userland, seen: &mut usize) {
+    machine.sh("mkdir -p /etc/postern/policy.d && \
+         printf 'version = 1\\n[freeze]\\nlimit = \"5s\"\\n' >/etc/postern/policy.d/limit.toml");
+    if userland == Userland::Systemd {
+        machine.sh("systemctl restart postern");
+    } else {
+        let broker = processes(machine, &[BROKER]);
+        machine.sh(&format!("kill {broker}"));
+        machine.sh_eventually(&format!("! test -d /proc/{}", broker.trim()));
+    }
+    assert_eq!(insist(machine, "guest-fsfreeze-status"), "thawed");
+    assert_eq!(new_lines(machine, seen), ["stopped (SIGTERM)", STARTED]);
+    machine.sh("rm -f /run/late");
+    assert_eq!(insist(machine, "guest-fsfreeze-freeze"), 1);
+    machine.sh("(echo late >>/srv/late; echo $? >/run/late) >/dev/null 2>&1 &");
+    machine.sh_eventually("test \"$(cat /run/late)\" = 0");
+    assert_eq!(insist(machine, "guest-fsfreeze-status"), "thawed");
+    let by_limit = THAWED.replace("asked by the host", "the time limit passed");
+    assert_eq!(new_lines(machine, seen), [ASKED, DONE, &by_limit]);
+}
