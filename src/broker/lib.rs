@@ -15,6 +15,7 @@ mod launch;
 pub mod log;
 mod notify;
 mod options;
+mod port;
 pub mod say;
 mod serve;
 pub mod shutdown;

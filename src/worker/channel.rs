@@ -7,10 +7,12 @@
 //! Trust: the other end is the host.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::stat::Mode;
 use nix::unistd::{read, write};
 use postern_core::confine::filters;
 use postern_core::messages::ChannelKind;
@@ -63,6 +65,27 @@ impl Waiter {
     }
 }
 
+/// How often a port that is back is tried to be opened, [`AGAIN`] apart: udev
+/// makes the node and then says whose it is.
+const TRIES: u32 = 50;
+/// See [`TRIES`]; in milliseconds.
+const AGAIN: u16 = 20;
+
+/// Opens the port at `path`, for up to a second, or until the broker is gone.
+/// Before confinement only.
+pub(crate) fn open_port(path: &Path, broker: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let mut tries = 1;
+    loop {
+        match nix::fcntl::open(path, filters::OPEN_PORT, Mode::empty()) {
+            Err(_) if tries < TRIES => tries += 1,
+            done => return done,
+        }
+        if poll(&mut [PollFd::new(broker, PollFlags::empty())], PollTimeout::from(AGAIN))? > 0 {
+            return Err(Errno::ECANCELED);
+        }
+    }
+}
+
 /// What one read brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Got {
@@ -72,7 +95,7 @@ pub(crate) enum Got {
     Nothing,
     /// The host left for good.
     End,
-    /// The port was unplugged.
+    /// The port was unplugged, or the line hung up.
     Unplugged,
 }
 
@@ -107,6 +130,13 @@ impl Channel {
         self.hung_up = true;
     }
 
+    /// Whether the host of a port has left since this was last asked; asked
+    /// when there is nothing more to read. One that leaves and is back before
+    /// this process runs is not noticed: the kernel does not tell.
+    pub(crate) fn has_been_left(&mut self) -> bool {
+        self.stays() && std::mem::take(&mut self.hung_up)
+    }
+
     /// Whether a channel that has no more says so by a read that is not filled.
     /// A port gives what one buffer of the host held, and may have more.
     pub(crate) fn drained_by(&self, read: usize, room: usize) -> bool {
@@ -115,18 +145,19 @@ impl Channel {
 
     /// Whether its host may leave and come back.
     pub(crate) fn stays(&self) -> bool {
-        self.kind == ChannelKind::Port
+        self.kind != ChannelKind::Stream
     }
 
     pub(crate) fn read(&self, buffer: &mut [u8]) -> Got {
         loop {
             return match read(&self.descriptor, buffer) {
                 Ok(0) if self.kind == ChannelKind::Port => Got::Nothing,
+                Ok(0) if self.kind == ChannelKind::Serial => Got::Unplugged,
                 Ok(0) => Got::End,
                 Ok(count) => Got::Bytes(count),
                 Err(Errno::EINTR) => continue,
                 Err(Errno::EAGAIN) => Got::Nothing,
-                Err(_) if self.kind == ChannelKind::Port => Got::Unplugged,
+                Err(_) if self.stays() => Got::Unplugged,
                 Err(_) => Got::End,
             };
         }
