@@ -129,9 +129,11 @@ impl Port {
 }
 
 /// Whether an open virtio-serial port has been unplugged, by the kernel's word:
-/// it polls as hung up, and not as readable, which one without a host does.
+/// it polls as hung up, and not as readable, which one without a host does. A
+/// terminal in its place polls as broken.
 pub(crate) fn is_unplugged(port: BorrowedFd<'_>) -> bool {
-    state_of(port).contains(PollFlags::POLLHUP) && !state_of(port).contains(PollFlags::POLLIN)
+    let state = state_of(port);
+    state.contains(PollFlags::POLLERR) || (state.contains(PollFlags::POLLHUP) && !state.contains(PollFlags::POLLIN))
 }
 
 /// Whether a serial line has hung up.

@@ -27,6 +27,8 @@ pub(crate) struct Awake {
     pub(crate) channel: bool,
     /// The channel's other end has said that it sends no more.
     pub(crate) hang_up: bool,
+    /// The channel is broken for good.
+    pub(crate) broken: bool,
 }
 
 const BROKER: u64 = 0;
@@ -58,6 +60,7 @@ impl Waiter {
                 awake.broker = true;
             } else {
                 awake.channel = true;
+                awake.broken |= event.events().contains(EpollFlags::EPOLLERR);
                 awake.hang_up |= event.events().intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP);
             }
         }
@@ -111,6 +114,7 @@ pub(crate) struct Channel {
     /// Its end stands behind the bytes that are there, and no second wake-up
     /// will tell of it.
     hung_up: bool,
+    broken: bool,
 }
 
 impl Channel {
@@ -122,12 +126,18 @@ impl Channel {
     pub(crate) fn new(descriptor: OwnedFd, kind: ChannelKind, waiter: &Waiter) -> Result<Self, Errno> {
         let changes = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         waiter.0.add(&descriptor, EpollEvent::new(changes, CHANNEL))?;
-        Ok(Self { descriptor, kind, hung_up: false })
+        Ok(Self { descriptor, kind, hung_up: false, broken: false })
     }
 
     /// The other end sends no more: from now on read until the end is met.
     pub(crate) fn hang_up(&mut self) {
         self.hung_up = true;
+    }
+
+    /// It is broken: a terminal in the place of a port says so, where a port's
+    /// read fails.
+    pub(crate) fn break_off(&mut self) {
+        self.broken = true;
     }
 
     /// Whether the host of a port has left since this was last asked; asked
@@ -151,8 +161,8 @@ impl Channel {
     pub(crate) fn read(&self, buffer: &mut [u8]) -> Got {
         loop {
             return match read(&self.descriptor, buffer) {
-                Ok(0) if self.kind == ChannelKind::Port => Got::Nothing,
-                Ok(0) if self.kind == ChannelKind::Serial => Got::Unplugged,
+                Ok(0) if self.kind == ChannelKind::Port && !self.broken => Got::Nothing,
+                Ok(0) if self.stays() => Got::Unplugged,
                 Ok(0) => Got::End,
                 Ok(count) => Got::Bytes(count),
                 Err(Errno::EINTR) => continue,

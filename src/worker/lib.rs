@@ -118,6 +118,9 @@ impl Worker {
                     self.session.new_host();
                 }
             }
+            if let Some(channel) = self.channel.as_mut().filter(|_| awake.broken) {
+                channel.break_off();
+            }
             if awake.channel {
                 self.hear_host()?;
             }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::Signal;
@@ -439,6 +439,13 @@ impl Ports {
     }
 }
 
+impl Drop for Ports {
+    /// What comes down after this needs the cell's own nodes.
+    fn drop(&mut self) {
+        umount2("/dev", MntFlags::MNT_DETACH).expect("the cell's own /dev");
+    }
+}
+
 const PING: &str = "{\"execute\": \"guest-ping\"}";
 
 fn a_pty_that_is_taken_away_and_given_back_is_served_again() {
@@ -566,6 +573,7 @@ fn a_serial_line_that_hangs_up_ends_postern() {
     assert_eq!(agent.ended().code(), Some(5));
     assert!(agent.said().contains("the serial line hung up"), "{}", agent.said());
     // What is no line is not taken for one.
+    drop(agent);
     home.launch = vec!["run".into(), "--channel".into(), "isa-serial:/dev/null".into()];
     assert_eq!(home.command(&policy()).status().expect("the agent").code(), Some(5));
 }
