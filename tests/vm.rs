@@ -14,8 +14,12 @@ mod support;
 mod boots;
 #[path = "vm/guests.rs"]
 mod guests;
+#[path = "vm/idle.rs"]
+mod idle;
 #[path = "vm/machine.rs"]
 mod machine;
+#[path = "vm/port.rs"]
+mod port;
 
 use std::process::ExitCode;
 
@@ -23,6 +27,6 @@ use support::runner;
 
 fn main() -> ExitCode {
     machine::say_accelerator();
-    let tests: Vec<runner::Test> = [boots::tests()].concat();
+    let tests: Vec<runner::Test> = [&boots::tests(), port::TESTS, idle::TESTS].concat();
     runner::main_on_machine(&tests)
 }
