@@ -22,9 +22,7 @@ use nix::sys::socket::{
     sockopt,
 };
 use nix::sys::stat::{Mode, umask};
-use nix::sys::termios::{
-    BaudRate, ControlFlags, FlushArg, SetArg, cfmakeraw, cfsetspeed, tcflush, tcgetattr, tcsetattr,
-};
+use nix::sys::termios::{ControlFlags, FlushArg, SetArg, cfmakeraw, tcflush, tcgetattr, tcsetattr};
 use postern_core::audit::Peer;
 use postern_core::confine::filters::{Listens, OPEN_PORT};
 use postern_core::messages::ChannelKind;
@@ -35,8 +33,9 @@ use crate::port::{self, Port};
 
 /// How often at most a record tells of those that connect and are not the host.
 const TELL_AGAIN: Duration = Duration::from_secs(10);
-/// Speed of a serial line, as stock sets it.
-const BAUD: BaudRate = BaudRate::B38400;
+/// Speed of a serial line, as stock sets it. Where Linux keeps it; what sets it in
+/// the C library can't be linked statically.
+const BAUD: nix::libc::tcflag_t = nix::libc::B38400;
 /// First descriptor that socket activation passes, by `sd_listen_fds(3)`.
 const ACTIVATED: i32 = 3;
 
@@ -198,11 +197,10 @@ impl Host {
         };
         let mut settings = tcgetattr(&channel).map_err(failed)?;
         cfmakeraw(&mut settings);
-        cfsetspeed(&mut settings, BAUD).map_err(failed)?;
         // Read although no modem says that there is one; keep quiet lines up
         // when closing, for a restart is no hang-up.
-        settings.control_flags |= ControlFlags::CREAD | ControlFlags::CLOCAL;
-        settings.control_flags &= !ControlFlags::HUPCL;
+        settings.control_flags &= !(ControlFlags::HUPCL | ControlFlags::CBAUD);
+        settings.control_flags |= ControlFlags::CREAD | ControlFlags::CLOCAL | ControlFlags::from_bits_retain(BAUD);
         // What came before is nobody's request.
         tcflush(&channel, FlushArg::TCIFLUSH).map_err(failed)?;
         tcsetattr(&channel, SetArg::TCSANOW, &settings).map_err(failed)?;
