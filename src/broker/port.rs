@@ -6,6 +6,10 @@
 //! broker may open no device. Nothing here runs by a clock while nothing
 //! happens: an event in `/dev` starts a second of looking.
 //!
+//! While `/` is frozen udev gives the node to the group and then hangs, for it
+//! makes sure of each directory above its link. So a node that appears and is
+//! not linked soon is tried by itself, if the kernel has the port's name for it.
+//!
 //! Trust: the path is the policy's. Who may write `/dev` is root of the guest.
 //! A descriptor that a worker brings is asked what it is.
 
@@ -19,7 +23,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::SFlag;
-use postern_core::messages::WirePath;
+use postern_core::messages::{Answer, Text, WirePath};
 use postern_core::sys::descriptors;
 
 use crate::host::HostError;
@@ -30,6 +34,10 @@ const NODES: &str = "/dev";
 /// How long after an event in [`NODES`] the path is looked at: udev makes the
 /// link a moment after the node.
 const LOOK_FOR: Duration = Duration::from_secs(1);
+/// When a node is tried although the path leads to none.
+const LINK_WAIT: Duration = Duration::from_millis(500);
+/// Most nodes that are remembered to be tried.
+const NODES_MAX: usize = 32;
 /// How often within that time.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Longest list of drivers that is read; Linux has about 600 bytes of them.
@@ -43,9 +51,13 @@ pub(crate) struct Port {
     drivers: File,
     /// Names that the kernel has for the node's driver.
     driver: Vec<String>,
+    /// The port's name, as the kernel and the hypervisor have it.
+    name: Option<Text>,
     gone: bool,
-    /// When to look next, and until when.
+    /// When to look next, and since when.
     look: Option<(Instant, Instant)>,
+    /// Nodes that appeared, and one of them is perhaps the port's.
+    nodes: Vec<PathBuf>,
 }
 
 impl Port {
@@ -59,16 +71,12 @@ impl Port {
         let drivers = File::open("/proc/devices")
             .map_err(|why| failed(Errno::from_raw(why.raw_os_error().unwrap_or_default())))?;
         let driver = driver_of(channel, &drivers).ok_or_else(|| HostError::NotAPort(path.to_owned()))?;
-        Ok(Self { path: path.to_owned(), news, drivers, driver, gone: false, look: None })
+        let name = name_of(channel);
+        Ok(Self { path: path.to_owned(), news, drivers, driver, name, gone: false, look: None, nodes: Vec::new() })
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// The path as a worker is told it.
-    pub(crate) fn wire_path(&self) -> WirePath {
-        WirePath::cut(self.path.as_os_str().as_encoded_bytes())
     }
 
     pub(crate) const fn is_gone(&self) -> bool {
@@ -82,7 +90,18 @@ impl Port {
 
     /// Takes in what happened in `/dev`.
     pub(crate) fn hear(&mut self) {
-        while self.news.read_events().is_ok_and(|events| !events.is_empty()) {}
+        while let Ok(events) = self.news.read_events() {
+            if events.is_empty() {
+                break;
+            }
+            let names = events.into_iter().filter_map(|event| event.name);
+            let nodes = names.filter(|name| name.as_encoded_bytes().starts_with(b"vport"));
+            for node in nodes.map(|name| Path::new(NODES).join(name)) {
+                if self.gone && self.nodes.len() < NODES_MAX && !self.nodes.contains(&node) {
+                    self.nodes.push(node);
+                }
+            }
+        }
         self.look_again();
     }
 
@@ -96,7 +115,7 @@ impl Port {
     pub(crate) fn look_again(&mut self) {
         let now = Instant::now();
         // Not at once: a node that is being removed is still there.
-        self.look = self.gone.then(|| (now + LOOK_EVERY, now + LOOK_FOR));
+        self.look = self.gone.then(|| (now + LOOK_EVERY, now));
     }
 
     /// When to look next.
@@ -104,14 +123,32 @@ impl Port {
         self.look.map(|(next, _)| next)
     }
 
-    /// Whether there is a node at the path again, asked when it is time to
-    /// look. Says so once.
-    pub(crate) fn is_back(&mut self) -> bool {
+    /// The order to fetch the port, if a node is there again: at the path, or
+    /// one that nobody has linked and only its name tells of. Asked when it is
+    /// time to look; each is told once.
+    pub(crate) fn is_back(&mut self) -> Option<Answer> {
         let now = Instant::now();
-        let Some((_, until)) = self.look.filter(|(next, _)| now >= *next) else { return false };
-        let back = fs::metadata(&self.path).is_ok_and(|found| found.file_type().is_char_device());
-        self.look = (!back && now < until).then(|| (now + LOOK_EVERY, until));
-        back
+        let (_, since) = self.look.filter(|(next, _)| now >= *next)?;
+        let there = |path: &Path| fs::metadata(path).is_ok_and(|found| found.file_type().is_char_device());
+        if there(&self.path) {
+            self.look = None;
+            return Some(Answer::OpenPort { path: wire(&self.path)?, name: None });
+        }
+        self.look = (now < since + LOOK_FOR).then(|| (now + LOOK_EVERY, since));
+        if now < since + LINK_WAIT {
+            return None;
+        }
+        let name = self.name.clone()?;
+        let node = self.nodes.pop().filter(|node| there(node))?;
+        Some(Answer::OpenPort { path: wire(&node)?, name: Some(name) })
+    }
+
+    /// A worker found no port where it was sent: the next event tells, or the
+    /// next node that is still to be tried.
+    pub(crate) fn not_there(&mut self) {
+        if !self.nodes.is_empty() {
+            self.look_again();
+        }
     }
 
     /// Takes the node that a worker opened.
@@ -124,6 +161,7 @@ impl Port {
         }
         self.gone = false;
         self.look = None;
+        self.nodes.clear();
         Ok(())
     }
 }
@@ -160,6 +198,19 @@ fn driver_of(channel: BorrowedFd<'_>, drivers: &File) -> Option<Vec<String>> {
     }
     let names = names_of(&nix::sys::stat::major(stat.stands_for).to_string(), &read_whole(drivers)?);
     (!names.is_empty()).then_some(names)
+}
+
+/// The name that the kernel has for a port: of its device's attributes. No
+/// other device has one there.
+fn name_of(channel: BorrowedFd<'_>) -> Option<Text> {
+    let device = descriptors::stat(channel).ok()?.stands_for;
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let name = fs::read(format!("/sys/dev/char/{major}:{minor}/name")).ok()?;
+    Text::new(name.trim_ascii_end()).filter(|name| !name.as_slice().is_empty())
+}
+
+fn wire(path: &Path) -> Option<WirePath> {
+    WirePath::from_path(path)
 }
 
 fn read_whole(file: &File) -> Option<String> {
@@ -233,16 +284,35 @@ mod tests {
         let mut looks = 0;
         while let Some(next) = port.next_look() {
             std::thread::sleep(next.saturating_duration_since(Instant::now()));
-            assert!(!port.is_back());
+            assert!(port.is_back().is_none());
             looks += 1;
             assert!(looks < 1000, "it never ends");
         }
         assert!(looks > 1);
         port.path = "/dev/null".into();
-        assert!(!port.is_back(), "nobody looks");
+        assert!(port.is_back().is_none(), "nobody looks");
         port.hear();
         std::thread::sleep(LOOK_EVERY);
-        assert!(port.is_back());
+        let order = Answer::OpenPort { path: WirePath::cut(b"/dev/null"), name: None };
+        assert_eq!(port.is_back(), Some(order));
         assert!(port.next_look().is_none(), "it says so once");
+    }
+
+    #[test]
+    fn a_node_without_a_link_is_tried_by_its_name() {
+        let null = File::open("/dev/null").expect("/dev/null");
+        let mut port = Port::new(Path::new("/dev/null"), null.as_fd()).expect("a place");
+        assert_eq!(port.name, None, "it is no port");
+        port.path = "/nowhere".into();
+        port.name = Some(Text::cut(b"org.qemu.guest_agent.0"));
+        port.unplugged();
+        port.nodes = vec!["/nowhere/else".into(), "/dev/zero".into()];
+        let mut orders = Vec::new();
+        while let Some(next) = port.next_look() {
+            std::thread::sleep(next.saturating_duration_since(Instant::now()));
+            orders.extend(port.is_back());
+        }
+        let name = port.name.clone();
+        assert_eq!(orders, [Answer::OpenPort { path: WirePath::cut(b"/dev/zero"), name }]);
     }
 }

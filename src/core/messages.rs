@@ -337,8 +337,9 @@ frames! {
         /// Say `Counted`, then end. Note.
         14 End {},
         /// Before the first: open the port at this path, which was unplugged
-        /// and is back, and say `Port` or `NoPort`.
-        15 OpenPort { path: WirePath },
+        /// and is back, and say `Port` or `NoPort`. With a name: only if the
+        /// kernel has that name for it.
+        15 OpenPort { path: WirePath, name: Option<Text> },
     }
 }
 

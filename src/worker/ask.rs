@@ -24,6 +24,15 @@ pub(crate) struct BrokerLost {
     pub(crate) closed: bool,
 }
 
+/// A port that a new worker is sent for.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// Its node.
+    pub(crate) path: WirePath,
+    /// What the kernel must have for its name, if that is not the path's.
+    pub(crate) name: Option<Text>,
+}
+
 /// What the broker tells unasked.
 #[derive(Debug)]
 pub(crate) enum Note {
@@ -54,11 +63,11 @@ impl Broker {
     /// The broker's first words: this worker's part of the policy, whether
     /// filesystems are frozen, and the port to open first, if it is sent for
     /// one.
-    pub(crate) fn setup(&mut self) -> Result<(WorkerPart, bool, Option<WirePath>), BrokerLost> {
+    pub(crate) fn setup(&mut self) -> Result<(WorkerPart, bool, Option<Wanted>), BrokerLost> {
         let mut port = None;
         loop {
             match self.receive()?.message {
-                Answer::OpenPort { path } if port.is_none() => port = Some(path),
+                Answer::OpenPort { path, name } if port.is_none() => port = Some(Wanted { path, name }),
                 Answer::Setup { part, frozen } => return Ok((part, frozen, port)),
                 _ => return Err(BrokerLost { closed: false }),
             }

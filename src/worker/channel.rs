@@ -15,8 +15,10 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::stat::Mode;
 use nix::unistd::{read, write};
 use postern_core::confine::filters;
-use postern_core::messages::ChannelKind;
+use postern_core::messages::{ChannelKind, MAX_TEXT};
 use postern_core::sys::descriptors;
+
+use super::ask::Wanted;
 
 /// What there is to do.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,10 +78,15 @@ const AGAIN: u16 = 20;
 
 /// Opens the port at `path`, for up to a second, or until the broker is gone.
 /// Before confinement only.
-pub(crate) fn open_port(path: &Path, broker: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_port(wanted: &Wanted, broker: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    if let Some(name) = &wanted.name
+        && name_of(wanted.path.as_path())?.trim_ascii_end() != name.as_slice()
+    {
+        return Err(Errno::ENOENT);
+    }
     let mut tries = 1;
     loop {
-        match nix::fcntl::open(path, filters::OPEN_PORT, Mode::empty()) {
+        match nix::fcntl::open(wanted.path.as_path(), filters::OPEN_PORT, Mode::empty()) {
             Err(_) if tries < TRIES => tries += 1,
             done => return done,
         }
@@ -87,6 +94,16 @@ pub(crate) fn open_port(path: &Path, broker: BorrowedFd<'_>) -> Result<OwnedFd, 
             return Err(Errno::ECANCELED);
         }
     }
+}
+
+/// The name that the kernel has for the port of this node.
+fn name_of(node: &Path) -> Result<Vec<u8>, Errno> {
+    let path = Path::new("/sys/class/virtio-ports").join(node.file_name().unwrap_or_default()).join("name");
+    let file = nix::fcntl::open(&path, filters::OPEN_NAME, Mode::empty())?;
+    let mut name = vec![0; MAX_TEXT];
+    let length = read(&file, &mut name)?;
+    name.truncate(length);
+    Ok(name)
 }
 
 /// What one read brought.

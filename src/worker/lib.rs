@@ -14,13 +14,12 @@ mod files;
 pub mod qga;
 
 use std::os::fd::AsFd;
-use std::path::Path;
 
 use postern_core::confine::{self, ConfineError, Confined, filters};
 use postern_core::policy::parts::WorkerPart;
 use postern_core::sys::{descriptors, process};
 
-use ask::{Broker, BrokerLost, Note};
+use ask::{Broker, BrokerLost, Note, Wanted};
 use channel::{Awake, Channel, Got, HostGone, Waiter};
 use dispatch::{Session, Stop};
 use qga::Decoder;
@@ -58,7 +57,7 @@ fn serve(mut broker: Broker) -> Result<std::convert::Infallible, End> {
     let (part, frozen, port) = broker.setup()?;
     broker.report_panics();
     if let Some(port) = port {
-        bring(&broker, port.as_path())?;
+        bring(&broker, &port)?;
     }
     let (waiter, confined) = match prepare(&broker, &part) {
         Ok(prepared) => prepared,
@@ -75,8 +74,8 @@ fn serve(mut broker: Broker) -> Result<std::convert::Infallible, End> {
 
 /// Opens the port that was unplugged and is back, for the broker, which may
 /// open no device itself. It comes back by the broker's hand as any channel.
-fn bring(broker: &Broker, path: &Path) -> Result<(), End> {
-    match channel::open_port(path, broker.as_fd()) {
+fn bring(broker: &Broker, wanted: &Wanted) -> Result<(), End> {
+    match channel::open_port(wanted, broker.as_fd()) {
         Ok(port) => Ok(broker.port(port.as_fd())?),
         Err(why) => {
             broker.no_port(why)?;

@@ -123,7 +123,7 @@ pub(crate) fn answer() -> impl Strategy<Value = Answer> {
         Just(Answer::ShuttingDown {}),
         any::<bool>().prop_map(|frozen| Answer::Frozen { frozen }),
         Just(Answer::End {}),
-        path().prop_map(|path| Answer::OpenPort { path }),
+        (path(), option::of(text())).prop_map(|(path, name)| Answer::OpenPort { path, name }),
     ]
 }
 

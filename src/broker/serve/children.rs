@@ -49,10 +49,10 @@ impl Broker {
             // A worker without a port has nothing to do.
             let mut fetch = None;
             if let Some(port) = self.parts.host.port_mut().filter(|port| port.is_gone()) {
-                if !port.is_back() {
+                fetch = port.is_back();
+                if fetch.is_none() {
                     return Ok(());
                 }
-                fetch = Some(Answer::OpenPort { path: port.wire_path() });
             }
             self.fetching = fetch.is_some();
             let mut worker: Worker = self.parts.family.start(Role::Worker).map_err(failed)?;
@@ -238,16 +238,14 @@ impl Broker {
 
     pub(super) fn port_not_fetched(&mut self, errno: Errno) {
         self.fetching = false;
-        match (errno, self.parts.host.port()) {
-            // Gone again, or never there: the next event tells.
-            (Errno::ENOENT | Errno::ENXIO | Errno::ENODEV | Errno::ENOTDIR, _) | (_, None) => {
-                self.last_words = Some(text(b"the port was not there"));
-                self.lose_worker();
-            }
-            (errno, Some(port)) => {
-                let lost = HostError::NotReopened(port.path().to_owned(), errno);
-                self.end_without_channel(lost);
-            }
+        let Some(port) = self.parts.host.port_mut() else { return };
+        if matches!(errno, Errno::ENOENT | Errno::ENXIO | Errno::ENODEV | Errno::ENOTDIR) {
+            port.not_there();
+            self.last_words = Some(text(b"the port was not there"));
+            self.lose_worker();
+        } else {
+            let lost = HostError::NotReopened(port.path().to_owned(), errno);
+            self.end_without_channel(lost);
         }
     }
 

@@ -92,6 +92,9 @@ pub const CREATE_STATE: OFlag = OFlag::O_WRONLY
 /// is back.
 pub const OPEN_PORT: OFlag = OFlag::O_RDWR.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY).union(OFlag::O_CLOEXEC);
 
+/// How a new worker reads a port's name.
+pub const OPEN_NAME: OFlag = OFlag::O_RDONLY.union(OFlag::O_CLOEXEC);
+
 /// An `int` argument as the kernel compares it.
 const fn int(value: i32) -> u32 {
     value.cast_unsigned()
@@ -365,6 +368,11 @@ fn birth() -> Vec<Rule> {
             openat,
             [When::Is(0, int(libc::AT_FDCWD)), When::Is(2, flags(OPEN_PORT))],
             "a new worker opens the port that is back, before it confines itself"
+        ),
+        permit!(
+            openat,
+            [When::Is(0, int(libc::AT_FDCWD)), When::Is(2, flags(OPEN_NAME))],
+            "a new worker reads that port's name, where udev could not name it"
         ),
         permit!(sendmsg, [When::Is(0, int(BROKER))], "handing that port to the broker"),
         permit!(umask, "an opener's creation mode is the policy's"),
