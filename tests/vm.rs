@@ -16,12 +16,16 @@ mod boots;
 mod freezes;
 #[path = "vm/guests.rs"]
 mod guests;
+#[path = "vm/idle.rs"]
+mod idle;
 #[path = "packaging/later.rs"]
 mod later;
 #[path = "vm/machine.rs"]
 mod machine;
 #[path = "vm/package.rs"]
 mod package;
+#[path = "vm/port.rs"]
+mod port;
 #[path = "vm/power.rs"]
 mod power;
 #[path = "vm/services.rs"]
@@ -33,6 +37,7 @@ use support::runner;
 
 fn main() -> ExitCode {
     machine::say_accelerator();
-    let tests: Vec<runner::Test> = [boots::tests(), freezes::tests(), package::tests(), power::tests()].concat();
+    let tests: Vec<runner::Test> =
+        [&boots::tests(), &freezes::tests(), idle::TESTS, &package::tests(), port::TESTS, &power::tests()].concat();
     runner::main_on_machine(&tests)
 }

@@ -17,6 +17,8 @@ use crate::fsfreeze::Status;
 pub(crate) struct State {
     /// Whether the worker has said that it is confined.
     pub(crate) ready: bool,
+    /// Whether the worker was sent for the port and has not brought it yet.
+    pub(crate) fetching: bool,
     /// What filesystems are.
     pub(crate) freeze: Status,
     /// Whether a thaw that the host asked for is under way.
@@ -87,7 +89,13 @@ const STOPPING: &str = "postern is stopping";
 pub(crate) fn decide(state: State, ask: &Ask, policy: &Policy) -> Decision {
     match ask {
         Ask::Ready { .. } | Ask::Unconfined { .. } if state.ready => Decision::Hostile("it introduced itself twice"),
-        Ask::Ready { .. } | Ask::Unconfined { .. } | Ask::Panicked { .. } => Decision::Note,
+        Ask::Port {} | Ask::NoPort { .. } if state.ready || !state.fetching => {
+            Decision::Hostile("it brought a port that it was not sent for")
+        }
+        Ask::Ready { .. } if state.fetching => Decision::Hostile("it came without the port that it was sent for"),
+        Ask::Ready { .. } | Ask::Unconfined { .. } | Ask::Panicked { .. } | Ask::Port {} | Ask::NoPort { .. } => {
+            Decision::Note
+        }
         _ if !state.ready => Decision::Hostile("it asked before it was confined"),
         Ask::Closed { .. } | Ask::HostGone {} | Ask::PortGone {} | Ask::Denied { .. } | Ask::Counted { .. } => {
             Decision::Note

@@ -17,6 +17,7 @@ mod launch;
 pub mod log;
 mod notify;
 mod options;
+mod port;
 pub mod say;
 mod serve;
 pub mod shutdown;

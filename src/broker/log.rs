@@ -320,6 +320,7 @@ const fn is_repeatable(record: &Record) -> bool {
             | Record::Counted { .. }
             | Record::HostConnected { .. }
             | Record::HostDisconnected { .. }
+            | Record::HostRefused { .. }
     )
 }
 

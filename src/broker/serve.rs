@@ -36,6 +36,7 @@ use crate::host::{Host, HostError};
 use crate::launch::Fatal;
 use crate::log::{Log, LogError, Receipt};
 use crate::notify::Notify;
+use crate::port::Port;
 use crate::say::{Level, Voice};
 use crate::shutdown::Shutdown;
 use manager::Standing;
@@ -92,6 +93,8 @@ struct Gone {
     ready: bool,
     /// Its last words, or why it was let go of.
     why: Option<audit::Text>,
+    /// It did no wrong: its port went.
+    blameless: bool,
 }
 
 /// The broker.
@@ -105,8 +108,10 @@ pub(crate) struct Broker {
     paths_stood: bool,
     /// Whether a worker has been confined.
     worker_stood: bool,
-    /// The port was taken away; only a new start can find it again.
-    port_gone: bool,
+    /// The worker that is being born was sent for the port, which is back.
+    fetching: bool,
+    /// Why the channel is lost for good; only a new start can find it again.
+    lost: Option<HostError>,
     /// How many children in a row died before they were confined.
     stillborn: u32,
     /// What is known of why the next child is let go of.
@@ -141,6 +146,7 @@ struct Awake {
     worker: bool,
     host: bool,
     manager: bool,
+    news: bool,
 }
 
 fn text(bytes: &[u8]) -> audit::Text {
@@ -169,7 +175,8 @@ impl Broker {
             gone: Vec::new(),
             paths_stood: false,
             worker_stood: false,
-            port_gone: false,
+            fetching: false,
+            lost: None,
             stillborn: 0,
             last_words: None,
             files: BTreeMap::new(),
@@ -207,8 +214,8 @@ impl Broker {
                 if self.gave_up {
                     return Err(Fatal::StillFrozen);
                 }
-                if self.port_gone {
-                    return Err(Fatal::Host(HostError::PortGone));
+                if let Some(lost) = self.lost.take() {
+                    return Err(Fatal::Host(lost));
                 }
                 self.note(&Record::Stopped { reason: text(self.stop_reason.as_bytes()) });
                 return Ok(());
@@ -232,8 +239,11 @@ impl Broker {
             if awake.manager {
                 self.parts.notify.tell_on();
             }
-            if awake.host && self.parts.host.accept() {
-                self.introduce_host();
+            if awake.host {
+                self.meet_host();
+            }
+            if let Some(port) = self.parts.host.port_mut().filter(|_| awake.news) {
+                port.hear();
             }
         }
     }
@@ -253,6 +263,7 @@ impl Broker {
             worker,
             self.parts.host.awaited().filter(|_| met).map(|host| (host, read)),
             self.parts.notify.awaited().map(|manager| (manager, PollFlags::POLLOUT)),
+            self.parts.host.port().map(|port| (port.news(), read)),
         ];
         let mut watched: Vec<PollFd<'_>> =
             sources.iter().flatten().map(|&(fd, flags)| PollFd::new(fd, flags)).collect();
@@ -276,13 +287,19 @@ impl Broker {
             worker: next(sources[4].is_some()),
             host: next(sources[5].is_some()),
             manager: next(sources[6].is_some()),
+            news: next(sources[7].is_some()),
         })
     }
 
     fn next_deadline(&self) -> Option<Instant> {
         let opening = self.opening.as_ref().map(|opening| opening.since + OPEN_LIMIT);
-        let missing = self.worker.is_none() || (self.opener.is_none() && !self.parts.policy.files.is_empty());
-        let birth = (missing && self.stopping.is_none()).then(|| self.parts.family.next_birth());
+        // No worker is due while there is no port; the time to look for one is.
+        let look = self.parts.host.port().and_then(Port::next_look).filter(|_| self.worker.is_none());
+        let missing = (self.worker.is_none() && !self.parts.host.is_gone())
+            || (self.opener.is_none() && !self.parts.policy.files.is_empty());
+        let birth =
+            (missing || look.is_some()).then(|| self.parts.family.next_birth().max(look.unwrap_or_else(Instant::now)));
+        let birth = birth.filter(|_| self.stopping.is_none());
         let now = Instant::now();
         // The freezer says when it began only once it is at it, and if it then
         // gets stuck nothing else wakes this loop.

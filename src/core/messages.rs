@@ -174,6 +174,8 @@ choice! {
         /// A virtio-serial port: end of file means that no host is attached
         /// now.
         Port,
+        /// A serial line: end of file means that it hung up for good.
+        Serial,
     }
 }
 
@@ -284,6 +286,12 @@ frames! {
         12 Panicked { message: Text },
         /// The port was unplugged. No answer.
         13 PortGone {},
+        /// The port as this worker, new and not confined yet, opened it at the
+        /// broker's word. Before the first, and only then. No answer.
+        14 Port {} + fd,
+        /// Instead: why it could not, as an error number; the worker ends. No
+        /// answer.
+        15 NoPort { errno: i32 },
     }
 }
 
@@ -328,6 +336,10 @@ frames! {
         13 Frozen { frozen: bool },
         /// Say `Counted`, then end. Note.
         14 End {},
+        /// Before the first: open the port at this path, which was unplugged
+        /// and is back, and say `Port` or `NoPort`. With a name: only if the
+        /// kernel has that name for it.
+        15 OpenPort { path: WirePath, name: Option<Text> },
     }
 }
 

@@ -72,7 +72,8 @@ pub struct Run {
     /// The policy file; drop-ins are read from the directory of the same name ending in .d
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
-    /// Where to meet the host, if not where the policy says: unix-listen:PATH or virtio-serial:PATH
+    /// Where to meet the host, if not where the policy says: virtio-serial:PATH, isa-serial:PATH,
+    /// unix-listen:PATH or vsock-listen:CID:PORT
     #[arg(long, value_name = "METHOD:PATH", value_parser = Channel::from_text)]
     pub channel: Option<Channel>,
     /// Say more: -v notices, -vv everything

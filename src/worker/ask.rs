@@ -24,6 +24,15 @@ pub(crate) struct BrokerLost {
     pub(crate) closed: bool,
 }
 
+/// A port that a new worker is sent for.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// Its node.
+    pub(crate) path: WirePath,
+    /// What the kernel must have for its name, if that is not the path's.
+    pub(crate) name: Option<Text>,
+}
+
 /// What the broker tells unasked.
 #[derive(Debug)]
 pub(crate) enum Note {
@@ -51,13 +60,28 @@ impl Broker {
         Self { pipe: Pipe::new(socket), notes: VecDeque::new() }
     }
 
-    /// The broker's first words: this worker's part of the policy, and whether
-    /// filesystems are frozen.
-    pub(crate) fn setup(&mut self) -> Result<(WorkerPart, bool), BrokerLost> {
-        match self.receive()?.message {
-            Answer::Setup { part, frozen } => Ok((part, frozen)),
-            _ => Err(BrokerLost { closed: false }),
+    /// The broker's first words: this worker's part of the policy, whether
+    /// filesystems are frozen, and the port to open first, if it is sent for
+    /// one.
+    pub(crate) fn setup(&mut self) -> Result<(WorkerPart, bool, Option<Wanted>), BrokerLost> {
+        let mut port = None;
+        loop {
+            match self.receive()?.message {
+                Answer::OpenPort { path, name } if port.is_none() => port = Some(Wanted { path, name }),
+                Answer::Setup { part, frozen } => return Ok((part, frozen, port)),
+                _ => return Err(BrokerLost { closed: false }),
+            }
         }
+    }
+
+    /// Hands the port over that this worker was sent for. Only before it is
+    /// confined: its filter passes no descriptors.
+    pub(crate) fn port(&self, port: BorrowedFd<'_>) -> Result<(), BrokerLost> {
+        self.pipe.send(&Ask::Port {}, Some(port)).map_err(|_| BrokerLost { closed: true })
+    }
+
+    pub(crate) fn no_port(&self, why: Errno) -> Result<(), BrokerLost> {
+        self.tell(&Ask::NoPort { errno: why as i32 })
     }
 
     /// From now on a panic's text goes to the broker.

@@ -7,14 +7,18 @@
 //! Trust: the other end is the host.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::stat::Mode;
 use nix::unistd::{read, write};
 use postern_core::confine::filters;
-use postern_core::messages::ChannelKind;
+use postern_core::messages::{ChannelKind, MAX_TEXT};
 use postern_core::sys::descriptors;
+
+use super::ask::Wanted;
 
 /// What there is to do.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,6 +29,8 @@ pub(crate) struct Awake {
     pub(crate) channel: bool,
     /// The channel's other end has said that it sends no more.
     pub(crate) hang_up: bool,
+    /// The channel is broken for good.
+    pub(crate) broken: bool,
 }
 
 const BROKER: u64 = 0;
@@ -56,11 +62,48 @@ impl Waiter {
                 awake.broker = true;
             } else {
                 awake.channel = true;
+                awake.broken |= event.events().contains(EpollFlags::EPOLLERR);
                 awake.hang_up |= event.events().intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP);
             }
         }
         Ok(awake)
     }
+}
+
+/// How often a port that is back is tried to be opened, [`AGAIN`] apart: udev
+/// makes the node and then says whose it is.
+const TRIES: u32 = 50;
+/// See [`TRIES`]; in milliseconds.
+const AGAIN: u16 = 20;
+
+/// Opens the port at `path`, for up to a second, or until the broker is gone.
+/// Before confinement only.
+pub(crate) fn open_port(wanted: &Wanted, broker: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    if let Some(name) = &wanted.name
+        && name_of(wanted.path.as_path())?.trim_ascii_end() != name.as_slice()
+    {
+        return Err(Errno::ENOENT);
+    }
+    let mut tries = 1;
+    loop {
+        match nix::fcntl::open(wanted.path.as_path(), filters::OPEN_PORT, Mode::empty()) {
+            Err(_) if tries < TRIES => tries += 1,
+            done => return done,
+        }
+        if poll(&mut [PollFd::new(broker, PollFlags::empty())], PollTimeout::from(AGAIN))? > 0 {
+            return Err(Errno::ECANCELED);
+        }
+    }
+}
+
+/// The name that the kernel has for the port of this node.
+fn name_of(node: &Path) -> Result<Vec<u8>, Errno> {
+    let path = Path::new("/sys/class/virtio-ports").join(node.file_name().unwrap_or_default()).join("name");
+    let file = nix::fcntl::open(&path, filters::OPEN_NAME, Mode::empty())?;
+    let mut name = vec![0; MAX_TEXT];
+    let length = read(&file, &mut name)?;
+    name.truncate(length);
+    Ok(name)
 }
 
 /// What one read brought.
@@ -72,7 +115,7 @@ pub(crate) enum Got {
     Nothing,
     /// The host left for good.
     End,
-    /// The port was unplugged.
+    /// The port was unplugged, or the line hung up.
     Unplugged,
 }
 
@@ -95,6 +138,7 @@ pub(crate) struct Channel {
     /// Its end stands behind the bytes that are there, and no second wake-up
     /// will tell of it.
     hung_up: bool,
+    broken: bool,
 }
 
 impl Channel {
@@ -106,12 +150,25 @@ impl Channel {
     pub(crate) fn new(descriptor: OwnedFd, kind: ChannelKind, waiter: &Waiter) -> Result<Self, Errno> {
         let changes = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         waiter.0.add(&descriptor, EpollEvent::new(changes, CHANNEL))?;
-        Ok(Self { descriptor, kind, hung_up: false })
+        Ok(Self { descriptor, kind, hung_up: false, broken: false })
     }
 
     /// The other end sends no more: from now on read until the end is met.
     pub(crate) fn hang_up(&mut self) {
         self.hung_up = true;
+    }
+
+    /// It is broken: a terminal in the place of a port says so, where a port's
+    /// read fails.
+    pub(crate) fn break_off(&mut self) {
+        self.broken = true;
+    }
+
+    /// Whether the host of a port has left since this was last asked; asked
+    /// when there is nothing more to read. One that leaves and is back before
+    /// this process runs is not noticed: the kernel does not tell.
+    pub(crate) fn has_been_left(&mut self) -> bool {
+        self.stays() && std::mem::take(&mut self.hung_up)
     }
 
     /// Whether a channel that has no more says so by a read that is not filled.
@@ -122,18 +179,19 @@ impl Channel {
 
     /// Whether its host may leave and come back.
     pub(crate) fn stays(&self) -> bool {
-        self.kind == ChannelKind::Port
+        self.kind != ChannelKind::Stream
     }
 
     pub(crate) fn read(&self, buffer: &mut [u8]) -> Got {
         loop {
             return match read(&self.descriptor, buffer) {
-                Ok(0) if self.kind == ChannelKind::Port => Got::Nothing,
+                Ok(0) if self.kind == ChannelKind::Port && !self.broken => Got::Nothing,
+                Ok(0) if self.stays() => Got::Unplugged,
                 Ok(0) => Got::End,
                 Ok(count) => Got::Bytes(count),
                 Err(Errno::EINTR) => continue,
                 Err(Errno::EAGAIN) => Got::Nothing,
-                Err(_) if self.kind == ChannelKind::Port => Got::Unplugged,
+                Err(_) if self.stays() => Got::Unplugged,
                 Err(_) => Got::End,
             };
         }

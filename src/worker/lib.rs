@@ -13,11 +13,13 @@ mod dispatch;
 mod files;
 pub mod qga;
 
+use std::os::fd::AsFd;
+
 use postern_core::confine::{self, ConfineError, Confined, filters};
 use postern_core::policy::parts::WorkerPart;
 use postern_core::sys::{descriptors, process};
 
-use ask::{Broker, BrokerLost, Note};
+use ask::{Broker, BrokerLost, Note, Wanted};
 use channel::{Awake, Channel, Got, HostGone, Waiter};
 use dispatch::{Session, Stop};
 use qga::Decoder;
@@ -52,8 +54,11 @@ pub fn run() -> End {
 
 /// Serves until there is a reason to end, which is the error.
 fn serve(mut broker: Broker) -> Result<std::convert::Infallible, End> {
-    let (part, frozen) = broker.setup()?;
+    let (part, frozen, port) = broker.setup()?;
     broker.report_panics();
+    if let Some(port) = port {
+        bring(&broker, &port)?;
+    }
     let (waiter, confined) = match prepare(&broker, &part) {
         Ok(prepared) => prepared,
         Err(why) => {
@@ -67,8 +72,19 @@ fn serve(mut broker: Broker) -> Result<std::convert::Infallible, End> {
     worker.serve(&confined)
 }
 
+/// Opens the port that was unplugged and is back, for the broker, which may
+/// open no device itself. It comes back by the broker's hand as any channel.
+fn bring(broker: &Broker, wanted: &Wanted) -> Result<(), End> {
+    match channel::open_port(wanted, broker.as_fd()) {
+        Ok(port) => Ok(broker.port(port.as_fd())?),
+        Err(why) => {
+            broker.no_port(why)?;
+            Err(End::Ordinary)
+        }
+    }
+}
+
 fn prepare(broker: &Broker, part: &WorkerPart) -> Result<(Waiter, Confined), ConfineError> {
-    use std::os::fd::AsFd;
     let failed = |why| ConfineError::Call { what: "making an epoll instance", why };
     let waiter = Waiter::new(broker.as_fd()).map_err(failed)?;
     Ok((waiter, confine::worker(part)?))
@@ -95,6 +111,14 @@ impl Worker {
             }
             if let Some(channel) = self.channel.as_mut().filter(|_| awake.hang_up) {
                 channel.hang_up();
+                // The host of a port left: what it asked for still counts, and
+                // whoever comes next is owed nothing of it.
+                if channel.stays() {
+                    self.session.new_host();
+                }
+            }
+            if let Some(channel) = self.channel.as_mut().filter(|_| awake.broken) {
+                channel.break_off();
             }
             if awake.channel {
                 self.hear_host()?;
@@ -142,16 +166,28 @@ impl Worker {
                         return Ok(());
                     }
                 }
-                Got::Nothing => return Ok(()),
+                Got::Nothing => {
+                    self.forget_left_host();
+                    return Ok(());
+                }
                 Got::End => return self.settle(Err(Stop::Host(HostGone))),
                 Got::Unplugged => {
                     self.channel = None;
                     self.session.new_host();
+                    self.session.count_up()?;
                     return Ok(self.session.broker.port_gone()?);
                 }
             }
         }
         Ok(())
+    }
+
+    /// All that a port's host sent before it left is read: what is left of it
+    /// is no beginning of the next one's first message.
+    fn forget_left_host(&mut self) {
+        if self.channel.as_mut().is_some_and(Channel::has_been_left) {
+            self.decoder.reset();
+        }
     }
 
     /// Answers every whole message that is there.

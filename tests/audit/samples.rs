@@ -51,6 +51,7 @@ pub(crate) fn all(text: &[u8]) -> Vec<Record> {
         Record::Stopped { reason: own() },
         Record::HostConnected { peer },
         Record::HostConnected { peer: None },
+        Record::HostRefused { cid: 1, times: u64::MAX },
         Record::HostDisconnected { peer },
         Record::HostDisconnected { peer: None },
         Record::OpenRefused {

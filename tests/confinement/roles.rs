@@ -14,7 +14,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 use nix::sys::stat::Mode as Permission;
 use postern_core::catalogue::Command;
-use postern_core::confine::filters::{self, BrokerNeeds};
+use postern_core::confine::filters::{self, BrokerNeeds, Listens};
 use postern_core::confine::seccomp::Rule;
 use postern_core::confine::{self, BrokerPlan, ConfineError, identity};
 use postern_core::ipc::List;
@@ -60,7 +60,12 @@ impl Role {
 
     /// A broker with every act that a policy can need.
     pub(crate) fn broker() -> Self {
-        Self::Broker(BrokerNeeds { freeze: true, signals: vec![libc::SIGUSR1, 38], reboots: Vec::new(), listens: true })
+        Self::Broker(BrokerNeeds {
+            freeze: true,
+            signals: vec![libc::SIGUSR1, 38],
+            reboots: Vec::new(),
+            listens: Some(Listens::Unix),
+        })
     }
 
     /// A broker that shuts down through the kernel.
@@ -69,7 +74,7 @@ impl Role {
             freeze: false,
             signals: Vec::new(),
             reboots: vec![libc::LINUX_REBOOT_CMD_POWER_OFF, libc::LINUX_REBOOT_CMD_RESTART],
-            listens: false,
+            listens: None,
         })
     }
 

@@ -89,6 +89,9 @@ pub(crate) fn ask() -> impl Strategy<Value = Ask> {
         (bytes(), select(Denial::ALL)).prop_map(|(command, why)| Ask::Denied { command, why }),
         list(count).prop_map(|commands| Ask::Counted { commands }),
         text().prop_map(|message| Ask::Panicked { message }),
+        Just(Ask::PortGone {}),
+        Just(Ask::Port {}),
+        any::<i32>().prop_map(|errno| Ask::NoPort { errno }),
     ]
 }
 
@@ -120,6 +123,7 @@ pub(crate) fn answer() -> impl Strategy<Value = Answer> {
         Just(Answer::ShuttingDown {}),
         any::<bool>().prop_map(|frozen| Answer::Frozen { frozen }),
         Just(Answer::End {}),
+        (path(), option::of(text())).prop_map(|(path, name)| Answer::OpenPort { path, name }),
     ]
 }
 

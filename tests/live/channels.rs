@@ -5,23 +5,25 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+use nix::sys::termios::{
+    BaudRate, InputFlags, LocalFlags, OutputFlags, SetArg, cfgetispeed, cfgetospeed, cfmakeraw, tcgetattr, tcsetattr,
+};
 use serde_json::{Value, json};
 
 use crate::scene::{freeze, kill_broker, policy, reply_to, send, start_quietly, start_quietly_by, status, thaw};
-use crate::support::agent::{Agent, Home, Host, eventually};
+use crate::support::agent::{Agent, Home, Host, eventually, lives};
 use crate::support::cell;
 use crate::support::disk::Disk;
 use crate::support::runner::{Role, Test};
@@ -35,6 +37,14 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_passed_descriptor_reaches_nobody", a_passed_descriptor_reaches_nobody),
     ("a_service_manager_may_pass_the_socket", a_service_manager_may_pass_the_socket),
     ("a_pty_stands_in_for_a_serial_port", a_pty_stands_in_for_a_serial_port),
+    (
+        "a_pty_that_is_taken_away_and_given_back_is_served_again",
+        a_pty_that_is_taken_away_and_given_back_is_served_again,
+    ),
+    ("a_port_that_may_not_be_opened_again_ends_postern", a_port_that_may_not_be_opened_again_ends_postern),
+    ("a_freeze_outlives_the_port", a_freeze_outlives_the_port),
+    ("a_serial_line_is_raw", a_serial_line_is_raw),
+    ("a_serial_line_that_hangs_up_ends_postern", a_serial_line_that_hangs_up_ends_postern),
 ];
 
 pub(crate) const ROLES: &[Role] = &[("activate", activate)];
@@ -301,27 +311,41 @@ fn a_service_manager_may_pass_the_socket() {
 fn pty() -> (File, PathBuf, OwnedFd) {
     let options = Some("newinstance,ptmxmode=0666");
     mount(Some("devpts"), "/dev/pts", Some("devpts"), MsFlags::empty(), options).expect("devpts");
+    let (master, path, slave) = another_pty();
+    let mut raw = tcgetattr(&slave).expect("its settings");
+    cfmakeraw(&mut raw);
+    tcsetattr(&slave, SetArg::TCSANOW, &raw).expect("its settings");
+    (master, path, slave)
+}
+
+/// One more, as the kernel sets it up: a line for people.
+fn another_pty() -> (File, PathBuf, OwnedFd) {
     let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).expect("a pty");
     grantpt(&master).and_then(|()| unlockpt(&master)).expect("its other end");
     let path = PathBuf::from(ptsname_r(&master).expect("its name"));
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let slave = nix::fcntl::open(&path, flags, nix::sys::stat::Mode::empty()).expect("its other end");
-    let mut raw = tcgetattr(&slave).expect("its settings");
-    cfmakeraw(&mut raw);
-    tcsetattr(&slave, SetArg::TCSANOW, &raw).expect("its settings");
     (File::from(OwnedFd::from(master)), path, slave)
 }
 
+fn readable_within(from: &File, milliseconds: u16) -> bool {
+    let mut ready = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
+    poll(&mut ready, PollTimeout::from(milliseconds)).expect("poll") > 0
+}
+
 fn line(from: &mut File) -> String {
+    String::from_utf8(bytes_of_line(from)).expect("text")
+}
+
+fn bytes_of_line(from: &mut File) -> Vec<u8> {
     let mut text = Vec::new();
     while text.last() != Some(&b'\n') {
         let mut byte = [0];
-        let mut ready = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
-        assert_eq!(poll(&mut ready, PollTimeout::from(30_000_u16)).expect("poll"), 1, "in vain: {text:?}");
+        assert!(readable_within(from, 30_000), "in vain: {text:?}");
         from.read_exact(&mut byte).expect("a byte");
         text.push(byte[0]);
     }
-    String::from_utf8(text).expect("text")
+    text
 }
 
 fn a_pty_stands_in_for_a_serial_port() {
@@ -346,4 +370,210 @@ fn a_pty_stands_in_for_a_serial_port() {
     assert_eq!(line(&mut host), "{\"return\": {}}\n");
     agent.signal("broker", Signal::SIGTERM);
     assert_eq!(agent.ended().code(), Some(0));
+}
+
+/// A directory of nodes that the test may change, in place of `/dev`, with a
+/// link to a terminal that stands in for the port.
+struct Ports {
+    host: Option<File>,
+    slave: Option<OwnedFd>,
+}
+
+/// The link, as udev makes it.
+const LINK: &str = "/dev/virtio-ports/org.qemu.guest_agent.0";
+
+impl Ports {
+    /// One port, opened as the machine's root would.
+    fn new() -> Self {
+        // Not the machine's: what appears in there wakes its udev.
+        for name in ["null", "zero", "urandom"] {
+            fs::write(format!("/tmp/{name}"), "").expect("a place");
+            let kind: Option<&str> = None;
+            mount(Some(&*format!("/dev/{name}")), &*format!("/tmp/{name}"), kind, MsFlags::MS_BIND, kind)
+                .expect("a node");
+        }
+        let kind: Option<&str> = None;
+        mount(Some("dev"), "/dev", Some("tmpfs"), MsFlags::empty(), Some("mode=755")).expect("a /dev of its own");
+        for name in ["null", "zero", "urandom"] {
+            fs::write(format!("/dev/{name}"), "").expect("a place");
+            mount(Some(&*format!("/tmp/{name}")), &*format!("/dev/{name}"), kind, MsFlags::MS_BIND, kind)
+                .expect("a node");
+        }
+        fs::create_dir("/dev/pts").expect("a directory");
+        symlink("/dev/pts/ptmx", "/dev/ptmx").expect("a link");
+        let (host, path, slave) = pty();
+        let ports = Self { host: Some(host), slave: Some(slave) };
+        ports.link(&path);
+        ports
+    }
+
+    fn link(&self, node: &Path) {
+        fs::create_dir_all("/dev/virtio-ports").expect("a directory");
+        symlink(node, LINK).expect("a link");
+    }
+
+    /// Takes the terminal away, and what udev made for it.
+    fn unplug(&mut self) {
+        self.host = None;
+        self.slave = None;
+        fs::remove_file(LINK).expect("the link");
+        fs::remove_dir("/dev/virtio-ports").expect("the directory");
+    }
+
+    /// Gives another one to this account.
+    fn plug(&mut self, owner: u32) {
+        let (host, path, slave) = another_pty();
+        let mut raw = tcgetattr(&slave).expect("its settings");
+        cfmakeraw(&mut raw);
+        tcsetattr(&slave, SetArg::TCSANOW, &raw).expect("its settings");
+        chown(&path, Some(owner), None).expect("its owner");
+        self.host = Some(host);
+        self.slave = Some(slave);
+        self.link(&path);
+    }
+
+    fn ask(&mut self, request: &str) -> String {
+        let host = self.host.as_mut().expect("a host");
+        host.write_all(request.as_bytes()).expect("a request");
+        line(host)
+    }
+}
+
+impl Drop for Ports {
+    /// What comes down after this needs the cell's own nodes.
+    fn drop(&mut self) {
+        umount2("/dev", MntFlags::MNT_DETACH).expect("the cell's own /dev");
+    }
+}
+
+const PING: &str = "{\"execute\": \"guest-ping\"}";
+
+fn a_pty_that_is_taken_away_and_given_back_is_served_again() {
+    let mut ports = Ports::new();
+    let mut home = Home::new();
+    let file = home.write("file", b"content");
+    home.launch = vec!["run".into(), "--channel".into(), format!("virtio-serial:{LINK}")];
+    let mut agent = home.start(&policy());
+    let open = json!({ "execute": "guest-file-open", "arguments": { "path": file } }).to_string();
+    assert_eq!(ports.ask(&open), "{\"return\": 1000}\n");
+    for round in 1..=3 {
+        let worker = agent.process("worker", 0);
+        ports.unplug();
+        eventually("the worker ends with its port", || (!lives(worker)).then_some(()));
+        eventually("the record", || (agent.records_of("host-disconnected").len() == round).then_some(()));
+        // What else happens in /dev is not taken for the port.
+        fs::write("/dev/other", "").expect("a file");
+        ports.plug(home.worker);
+        assert_eq!(ports.ask(PING), "{\"return\": {}}\n");
+        // A handle of the worker that went is none; no number comes twice.
+        let seek = "{\"execute\": \"guest-file-flush\", \"arguments\": {\"handle\": 1000}}";
+        assert!(ports.ask(seek).contains("handle '1000' has not been found"));
+        assert_eq!(ports.ask(&open), format!("{{\"return\": {}}}\n", 1000 + round));
+        assert_eq!(agent.records_of("host-connected").len(), round);
+    }
+    assert_eq!(agent.records_of("log-opened").len(), 1, "one broker all along");
+    assert_eq!(agent.records_of("guest-file-close").len(), 3, "{:#?}", agent.records_of("guest-file-close"));
+    assert!(agent.records_of("malformed-frame").is_empty());
+    // Without a port it can still be stopped.
+    ports.unplug();
+    eventually("the record", || (agent.records_of("host-disconnected").len() == 4).then_some(()));
+    agent.signal("broker", Signal::SIGTERM);
+    assert_eq!(agent.ended().code(), Some(0));
+}
+
+fn a_port_that_may_not_be_opened_again_ends_postern() {
+    let disk = Disk::small("ext4", "/disk.img");
+    let mounted = disk.mount("/disk");
+    let mut ports = Ports::new();
+    let mut home = Home::new();
+    home.launch = vec!["run".into(), "--channel".into(), format!("virtio-serial:{LINK}")];
+    let mut agent = home.start(&policy());
+    assert_eq!(ports.ask("{\"execute\": \"guest-fsfreeze-freeze\"}"), "{\"return\": 1}\n");
+    ports.unplug();
+    // Root's, as a node without udev is.
+    ports.plug(0);
+    assert_eq!(agent.ended().code(), Some(5));
+    assert!(!mounted.is_frozen(), "it thaws before it ends");
+    assert!(agent.said().contains("the worker's account can't open it (EACCES"), "{}", agent.said());
+    let thawed = agent.records_of("guest-fsfreeze-thaw");
+    assert_eq!(thawed.len(), 1, "{thawed:#?}");
+}
+
+fn a_freeze_outlives_the_port() {
+    let disk = Disk::small("ext4", "/disk.img");
+    let mounted = disk.mount("/disk");
+    let mut ports = Ports::new();
+    let mut home = Home::new();
+    home.launch = vec!["run".into(), "--channel".into(), format!("virtio-serial:{LINK}")];
+    let agent = home.start(&policy());
+    assert_eq!(ports.ask("{\"execute\": \"guest-fsfreeze-freeze\"}"), "{\"return\": 1}\n");
+    let worker = agent.process("worker", 0);
+    ports.unplug();
+    eventually("the worker ends with its port", || (!lives(worker)).then_some(()));
+    assert!(mounted.is_frozen());
+    ports.plug(home.worker);
+    assert_eq!(ports.ask("{\"execute\": \"guest-fsfreeze-status\"}"), "{\"return\": \"frozen\"}\n");
+    assert_eq!(ports.ask("{\"execute\": \"guest-fsfreeze-thaw\"}"), "{\"return\": 1}\n");
+    assert!(!mounted.is_frozen());
+    agent.await_record("host-connected", |_| true);
+}
+
+fn a_serial_line_is_raw() {
+    let options = Some("newinstance,ptmxmode=0666");
+    mount(Some("devpts"), "/dev/pts", Some("devpts"), MsFlags::empty(), options).expect("devpts");
+    let (mut host, path, slave) = another_pty();
+    let mut home = Home::new();
+    home.write("file", b"content");
+    home.launch = vec!["run".into(), "--channel".into(), format!("isa-serial:{}", path.display())];
+    // Before it starts the line is a person's: it echoes and waits for lines.
+    let before = tcgetattr(&slave).expect("its settings");
+    assert!(before.local_flags.contains(LocalFlags::ECHO | LocalFlags::ICANON));
+    host.write_all(b"garbage of the boot\n").expect("a line");
+    let agent = home.start(&policy());
+    let now = tcgetattr(&slave).expect("its settings");
+    assert!(!now.local_flags.intersects(LocalFlags::ECHO | LocalFlags::ICANON | LocalFlags::ISIG), "{now:?}");
+    assert!(!now.output_flags.contains(OutputFlags::OPOST) && !now.input_flags.contains(InputFlags::IXON), "{now:?}");
+    assert_eq!((cfgetispeed(&now), cfgetospeed(&now)), (BaudRate::B38400, BaudRate::B38400));
+    // The garbage's echo, before raw mode, is all that was not asked for.
+    let mut echo = String::new();
+    while readable_within(&host, 0) {
+        echo.push_str(&line(&mut host));
+    }
+    assert!(echo.is_empty() || echo == "garbage of the boot\r\n", "{echo:?}");
+    for _ in 0..3 {
+        host.write_all(PING.as_bytes()).expect("a request");
+        assert_eq!(line(&mut host), "{\"return\": {}}\n");
+    }
+    // Bytes got lost: 0xFF begins anew, and what is special to a terminal is not.
+    host.write_all(b"{\"execute\": \"gue\xff{\"execute\": \"guest-sync-delimited\", \"arguments\": {\"id\": 7}}")
+        .expect("a request");
+    assert_eq!(bytes_of_line(&mut host), b"\xff{\"return\": 7}\n");
+    host.write_all(b"\x03\x04\x11\x13\x1a\x1c").expect("bytes");
+    host.write_all(b"\xff").expect("a byte");
+    host.write_all(PING.as_bytes()).expect("a request");
+    let answer = eventually("the answer", || Some(line(&mut host)).filter(|line| line.contains("return")));
+    assert_eq!(answer, "{\"return\": {}}\n");
+    let worker = agent.process("worker", 0);
+    agent.signal("worker", Signal::SIGKILL);
+    agent.process("worker", worker);
+    host.write_all(PING.as_bytes()).expect("a request");
+    assert_eq!(line(&mut host), "{\"return\": {}}\n");
+}
+
+fn a_serial_line_that_hangs_up_ends_postern() {
+    let options = Some("newinstance,ptmxmode=0666");
+    mount(Some("devpts"), "/dev/pts", Some("devpts"), MsFlags::empty(), options).expect("devpts");
+    let (mut host, path, slave) = another_pty();
+    let mut home = Home::new();
+    home.launch = vec!["run".into(), "--channel".into(), format!("isa-serial:{}", path.display())];
+    let mut agent = home.start(&policy());
+    host.write_all(PING.as_bytes()).expect("a request");
+    assert_eq!(line(&mut host), "{\"return\": {}}\n");
+    drop((host, slave));
+    assert_eq!(agent.ended().code(), Some(5));
+    assert!(agent.said().contains("the serial line hung up"), "{}", agent.said());
+    // What is no line is not taken for one.
+    drop(agent);
+    home.launch = vec!["run".into(), "--channel".into(), "isa-serial:/dev/null".into()];
+    assert_eq!(home.command(&policy()).status().expect("the agent").code(), Some(5));
 }

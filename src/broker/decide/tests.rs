@@ -58,10 +58,10 @@ fn states() -> Vec<State> {
     let mut states = Vec::new();
     for freeze in [Status::Thawed, Status::Freezing, Status::Frozen, Status::Error] {
         for files in [0, HANDLES as usize] {
-            for bits in 0..32_u8 {
+            for bits in 0..64_u8 {
                 let bit = |number: u8| bits & (1 << number) != 0;
                 let (ready, thawing, opening, privileged, stopping) = (bit(0), bit(1), bit(2), bit(3), bit(4));
-                states.push(State { ready, freeze, thawing, files, opening, privileged, stopping });
+                states.push(State { ready, fetching: bit(5), freeze, thawing, files, opening, privileged, stopping });
             }
         }
     }
@@ -70,6 +70,7 @@ fn states() -> Vec<State> {
 
 const USUAL: State = State {
     ready: true,
+    fetching: false,
     freeze: Status::Thawed,
     thawing: false,
     files: 0,
@@ -95,6 +96,8 @@ fn asks() -> Vec<Ask> {
         Ask::Closed { handle: 1000, used: Use { read: 0, written: 0, calls: 0 } },
         Ask::HostGone {},
         Ask::PortGone {},
+        Ask::Port {},
+        Ask::NoPort { errno: 2 },
         Ask::Denied { command: Bytes::cut(b"guest-exec"), why: Denial::NotOffered },
         Ask::Counted { commands: List::new(vec![Count { command: Command::Ping, times: 1 }]).expect("a short list") },
         Ask::Freeze { only: None },
@@ -134,7 +137,13 @@ fn each_case(mut check: impl FnMut(State, &Ask, &Policy, Decision)) {
 #[test]
 fn before_it_is_confined_a_worker_only_introduces_itself() {
     each_case(|state, ask, _, decision| {
-        let first = matches!(ask, Ask::Ready { .. } | Ask::Unconfined { .. });
+        let fetched = matches!(ask, Ask::Port {} | Ask::NoPort { .. });
+        let first = match ask {
+            // Not without the port that it was sent for.
+            Ask::Ready { .. } => !state.fetching || state.ready,
+            Ask::Unconfined { .. } => true,
+            _ => fetched && (state.fetching || state.ready),
+        };
         let last = matches!(ask, Ask::Panicked { .. });
         match (state.ready, first || last) {
             (false, true) => assert_eq!(decision, Decision::Note, "{state:?} {ask:?}"),
@@ -231,7 +240,9 @@ fn each_ask_gets_its_due() {
     let rows = asks();
     for ask in &rows {
         let right = match ask {
-            Ask::Ready { .. } | Ask::Unconfined { .. } => matches!(due(ask), Decision::Hostile(_)),
+            Ask::Ready { .. } | Ask::Unconfined { .. } | Ask::Port {} | Ask::NoPort { .. } => {
+                matches!(due(ask), Decision::Hostile(_))
+            }
             Ask::Panicked { .. }
             | Ask::Closed { .. }
             | Ask::HostGone {}

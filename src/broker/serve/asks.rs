@@ -49,6 +49,7 @@ impl Broker {
         }
         let state = State {
             ready,
+            fetching: self.fetching,
             freeze: self.status(),
             thawing: self.owes_thaw,
             files: self.files.len(),
@@ -100,11 +101,9 @@ impl Broker {
                 Some(left) => self.note(&Record::HostDisconnected { peer: left.peer }),
                 None => self.replace_hostile("it let go of a host that cannot have left"),
             },
-            Ask::PortGone {} if self.parts.host.is_port() => {
-                self.port_gone = true;
-                self.stop("the port is gone");
-            }
-            Ask::PortGone {} => self.replace_hostile("it lost a port that there is not"),
+            Ask::PortGone {} => self.channel_lost(),
+            Ask::Port {} => self.port_fetched(received.descriptor),
+            Ask::NoPort { errno } => self.port_not_fetched(Errno::from_raw(errno)),
             Ask::Denied { command, why } => {
                 self.note(&Record::CommandRefused { command: text(command.as_slice()), because: why });
             }

@@ -3,6 +3,7 @@
 //! Trust: the spawner is believed. A child is what it says only once it has
 //! said that it is confined.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -14,6 +15,7 @@ use postern_core::messages::{Answer, Barrier, Role, SpawnerReport, Standing};
 use super::{Broker, Gone, text};
 use crate::decide::Refusal;
 use crate::family::{Child, Opener, Worker};
+use crate::host::{HostError, Lost, Met};
 use crate::launch::Fatal;
 use crate::say::Level;
 
@@ -44,9 +46,18 @@ impl Broker {
             self.opener = Some(opener);
         }
         if self.worker.is_none() && self.parts.family.next_birth() <= Instant::now() {
+            // A worker without a port has nothing to do.
+            let mut fetch = None;
+            if let Some(port) = self.parts.host.port_mut().filter(|port| port.is_gone()) {
+                fetch = port.is_back();
+                if fetch.is_none() {
+                    return Ok(());
+                }
+            }
+            self.fetching = fetch.is_some();
             let mut worker: Worker = self.parts.family.start(Role::Worker).map_err(failed)?;
             let setup = Answer::Setup { part: self.parts.policy.worker_part(), frozen: self.is_frozen() };
-            worker.tell([setup]).map_err(failed)?;
+            worker.tell(fetch.into_iter().chain([setup])).map_err(failed)?;
             self.worker = Some(worker);
         }
         Ok(())
@@ -90,7 +101,9 @@ impl Broker {
         if self.stopping.is_some() && end == End::Exited(0) {
             return Ok(());
         }
-        self.say(Level::Warning, &format!("{:?} {} ended ({end:?}); replaced", gone.role, gone.pid));
+        if !gone.blameless {
+            self.say(Level::Warning, &format!("{:?} {} ended ({end:?}); replaced", gone.role, gone.pid));
+        }
         self.note(&Record::ProcessDied { role: gone.role.into(), child: id, end, reason: gone.why });
         // Only a start can show that a barrier is impossible here; later it is
         // the guest that is short of something.
@@ -133,6 +146,12 @@ impl Broker {
     pub(super) fn lose_worker(&mut self) {
         let Some(worker) = self.worker.take() else { return };
         self.let_go(Role::Worker, &worker);
+        // One that ended on its way to the port: another one goes.
+        if std::mem::take(&mut self.fetching)
+            && let Some(port) = self.parts.host.port_mut()
+        {
+            port.look_again();
+        }
         self.owes_thaw = false;
         self.opening = None;
         let why = if self.stopping.is_some() { Closing::Stopping } else { Closing::WorkerDied };
@@ -156,7 +175,8 @@ impl Broker {
     pub(super) fn let_go<Out: Frame, In: Frame>(&mut self, role: Role, child: &Child<Out, In>) {
         self.parts.family.kill(child.id);
         let why = self.last_words.take();
-        self.gone.push(Gone { id: child.id, role, pid: child.pid, ready: child.ready, why });
+        let blameless = role == Role::Worker && self.parts.host.is_gone();
+        self.gone.push(Gone { id: child.id, role, pid: child.pid, ready: child.ready, why, blameless });
     }
 
     /// A child's first word: that it is confined.
@@ -177,7 +197,65 @@ impl Broker {
     }
 
     /// Trust: who connects is hostile; who they are is the kernel's word.
-    pub(super) fn introduce_host(&mut self) {
+    pub(super) fn meet_host(&mut self) {
+        match self.parts.host.accept() {
+            Met::Nobody => {}
+            Met::Host => self.introduce_host(),
+            Met::Other { cid, times } => {
+                self.note(&Record::HostRefused { cid, times });
+                self.say(Level::Warning, &format!("vsock context {cid} is not the one that may connect; closed"));
+            }
+        }
+    }
+
+    /// Trust: none; the kernel is asked whether the channel is lost.
+    pub(super) fn channel_lost(&mut self) {
+        match self.parts.host.lost() {
+            Lost::Unplugged => {
+                self.say(Level::Notice, "the port was unplugged; waiting for it");
+                self.note(&Record::HostDisconnected { peer: None });
+                self.last_words = Some(text(b"the port was unplugged"));
+                self.lose_worker();
+            }
+            Lost::ForGood => self.end_without_channel(HostError::HungUp),
+            Lost::Not => self.replace_hostile("it lost a channel that is there"),
+        }
+    }
+
+    /// Trust: the worker has read no host's byte yet; what it brought is looked
+    /// at all the same.
+    pub(super) fn port_fetched(&mut self, channel: Option<OwnedFd>) {
+        let taken = channel.ok_or("it brought no port").and_then(|channel| self.parts.host.take_back(channel));
+        match taken {
+            Ok(()) => {
+                self.fetching = false;
+                self.say(Level::Notice, "the port is back");
+                self.note(&Record::HostConnected { peer: None });
+            }
+            Err(why) => self.replace_hostile(why),
+        }
+    }
+
+    pub(super) fn port_not_fetched(&mut self, errno: Errno) {
+        self.fetching = false;
+        let Some(port) = self.parts.host.port_mut() else { return };
+        if matches!(errno, Errno::ENOENT | Errno::ENXIO | Errno::ENODEV | Errno::ENOTDIR) {
+            port.not_there();
+            self.last_words = Some(text(b"the port was not there"));
+            self.lose_worker();
+        } else {
+            let lost = HostError::NotReopened(port.path().to_owned(), errno);
+            self.end_without_channel(lost);
+        }
+    }
+
+    /// Ends in order: what is frozen is thawed first.
+    fn end_without_channel(&mut self, why: HostError) {
+        self.lost = Some(why);
+        self.stop("the channel is lost");
+    }
+
+    fn introduce_host(&mut self) {
         let peer = self.parts.host.current().and_then(|(_, _, peer)| peer);
         self.note(&Record::HostConnected { peer });
         self.hand_channel();

@@ -72,7 +72,7 @@ impl Broker {
 
     /// Whether a host can reach us: a listener waits for it, or the port is here.
     fn has_channel(&self) -> bool {
-        self.parts.host.listens() || self.parts.host.current().is_some()
+        self.parts.host.listens().is_some() || self.parts.host.current().is_some()
     }
 
     fn standing(&self) -> Standing {

@@ -100,6 +100,8 @@ fn head(record: &Record) -> Fields {
         Record::LogOpened { .. } => row("log-opened", &["process"], &["info"], "success", None),
         Record::Stopped { .. } => row("stopped", &["process"], &["end"], "success", None),
         Record::HostConnected { .. } => row("host-connected", &["session"], &["start"], "success", None),
+        Record::HostRefused { .. } =>
+            row("host-refused", &["session"], &["start", "denied"], "failure", Some("refused")),
         Record::HostDisconnected { .. } => row("host-disconnected", &["session"], &["end"], "success", None),
         Record::OpenAsked { mode, .. } => row(OPEN, &["file"], access(*mode), "unknown", Some("asked")),
         Record::OpenGranted { mode, .. } => row(OPEN, &["file"], access(*mode), "success", Some("granted")),
@@ -146,6 +148,12 @@ fn details(record: &Record, out: &mut Fields) {
         Record::LogOpened { run, why } => log_opened(out, run, *why),
         Record::Stopped { reason } => text(out, "event.reason", "postern.reason_bytes", reason),
         Record::HostConnected { peer } | Record::HostDisconnected { peer } => put_peer(out, *peer),
+        Record::HostRefused { cid, times } => {
+            reason(out, "not the context id that may connect");
+            out.push(("postern.refused_by", Value::Str("policy".into())));
+            out.push(("postern.cid", Value::Number((*cid).into())));
+            out.push(("postern.count", Value::Number(*times)));
+        }
         Record::OpenAsked { requested, mode, rule } => put_asked(out, requested, *mode, Some(*rule)),
         Record::OpenGranted { requested, mode, handle, file } => {
             put_asked(out, requested, *mode, Some(file.rule.into()));

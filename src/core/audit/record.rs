@@ -187,6 +187,14 @@ pub enum Record {
         /// Who, on a unix socket; a serial port has no credentials.
         peer: Option<Peer>,
     },
+    /// One connected that is not the host, and was closed at once.
+    HostRefused {
+        /// Its context id on vsock, by the kernel's word.
+        cid: u32,
+        /// How many such there were since the last such record, this one
+        /// included.
+        times: u64,
+    },
     /// The host went away.
     HostDisconnected {
         /// Who, on a unix socket.

@@ -11,7 +11,8 @@
 //!
 //! The broker was started by a person or an init and keeps their 0, 1, 2. It
 //! has its signals, mountinfo, the directories of log and state, the log, the
-//! freezer's eventfd, the listener and the host, and a socket to each child.
+//! freezer's eventfd, the listener or the port with `/proc/devices` and a watch
+//! on `/dev`, the host, and a socket to each child.
 
 use std::os::fd::RawFd;
 
@@ -86,6 +87,13 @@ pub const CREATE_STATE: OFlag = OFlag::O_WRONLY
     .union(OFlag::O_EXCL)
     .union(OFlag::O_CLOEXEC)
     .union(OFlag::O_NOFOLLOW);
+
+/// How a port is opened, by the broker at its start and by a new worker when it
+/// is back.
+pub const OPEN_PORT: OFlag = OFlag::O_RDWR.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY).union(OFlag::O_CLOEXEC);
+
+/// How a new worker reads a port's name.
+pub const OPEN_NAME: OFlag = OFlag::O_RDONLY.union(OFlag::O_CLOEXEC);
 
 /// An `int` argument as the kernel compares it.
 const fn int(value: i32) -> u32 {
@@ -195,8 +203,17 @@ pub struct BrokerNeeds {
     pub signals: Vec<i32>,
     /// Commands that it may give `reboot(2)`.
     pub reboots: Vec<i32>,
-    /// Whether it listens for hosts on a socket.
-    pub listens: bool,
+    /// Whether it listens for hosts, and on what.
+    pub listens: Option<Listens>,
+}
+
+/// What a broker listens on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listens {
+    /// A unix socket.
+    Unix,
+    /// A vsock port.
+    Vsock,
 }
 
 /// The broker's filter, for all its threads.
@@ -204,10 +221,10 @@ pub struct BrokerNeeds {
 pub fn broker(needs: &BrokerNeeds) -> Vec<Rule> {
     let mut rules = common();
     rules.extend([
-        permit!(read, "signals and the engine's notes"),
+        permit!(read, "signals, the engine's notes, news of /dev"),
         permit!(write, "the log, at its end by how it was opened; stderr; waking the loop"),
         permit!(writev, "stderr"),
-        permit!(pread64, "mountinfo, the log's last record, state files"),
+        permit!(pread64, "mountinfo, the log's last record, state files, the kernel's list of drivers"),
         permit!(recvmsg, "asks and reports"),
         permit!(sendto, "answers and orders; notes to the service manager, on a socket connected at the start"),
         permit!(sendmsg, "handing descriptors on; journald"),
@@ -244,19 +261,23 @@ pub fn broker(needs: &BrokerNeeds) -> Vec<Rule> {
         ),
         permit!(openat, [When::Is(2, flags(CREATE_STATE)), When::Is(3, 0o600)], "its state files, only ever new"),
         permit!(fstat, "whose a file is"),
-        permit!(statx, "which mount a descriptor is on"),
+        permit!(statx, "which mount a descriptor is on; whether an unplugged port is back"),
         permit!(renameat, "replacing a state file"),
         permit!(unlinkat, "removing a state file"),
     ]);
     #[cfg(target_arch = "x86_64")]
     rules.push(permit!(poll, "waiting"));
-    if needs.listens {
+    if needs.listens.is_some() {
         rules.push(permit!(accept4, "the next host"));
-        rules.push(permit!(
+    }
+    match needs.listens {
+        Some(Listens::Unix) => rules.push(permit!(
             getsockopt,
             [When::Is(1, int(libc::SOL_SOCKET)), When::Is(2, int(libc::SO_PEERCRED))],
             "who the host is"
-        ));
+        )),
+        Some(Listens::Vsock) => rules.push(permit!(getpeername, "the host's context id")),
+        None => {}
     }
     if needs.freeze {
         rules.push(permit!(ioctl, [When::Is(1, crate::sys::fs::FIFREEZE)], "freezing a filesystem"));
@@ -343,6 +364,17 @@ fn birth() -> Vec<Rule> {
         permit!(landlock_restrict_self, "the child's own domain"),
         permit!(seccomp, "the child's own filter"),
         permit!(epoll_create1, "a worker's epoll"),
+        permit!(
+            openat,
+            [When::Is(0, int(libc::AT_FDCWD)), When::Is(2, flags(OPEN_PORT))],
+            "a new worker opens the port that is back, before it confines itself"
+        ),
+        permit!(
+            openat,
+            [When::Is(0, int(libc::AT_FDCWD)), When::Is(2, flags(OPEN_NAME))],
+            "a new worker reads that port's name, where udev could not name it"
+        ),
+        permit!(sendmsg, [When::Is(0, int(BROKER))], "handing that port to the broker"),
         permit!(umask, "an opener's creation mode is the policy's"),
     ];
     #[cfg(target_arch = "x86_64")]

@@ -64,7 +64,7 @@ pub(super) mod numbers {
         clone = SYS_clone, close = SYS_close, close_range = SYS_close_range, dup3 = SYS_dup3, epoll_create1 = SYS_epoll_create1,
         epoll_ctl = SYS_epoll_ctl, epoll_pwait = SYS_epoll_pwait, execveat = SYS_execveat,
         exit_group = SYS_exit_group, faccessat = SYS_faccessat, fcntl = SYS_fcntl, fstat = SYS_fstat, futex = SYS_futex,
-        getegid = SYS_getegid, geteuid = SYS_geteuid, getgid = SYS_getgid, getpid = SYS_getpid, getrandom = SYS_getrandom,
+        getegid = SYS_getegid, getpeername = SYS_getpeername, geteuid = SYS_geteuid, getgid = SYS_getgid, getpid = SYS_getpid, getrandom = SYS_getrandom,
         getresuid = SYS_getresuid, getsockopt = SYS_getsockopt, gettid = SYS_gettid,
         getuid = SYS_getuid, ioctl = SYS_ioctl, kill = SYS_kill, landlock_add_rule = SYS_landlock_add_rule,
         landlock_create_ruleset = SYS_landlock_create_ruleset, landlock_restrict_self = SYS_landlock_restrict_self,

@@ -11,6 +11,7 @@ pub mod parts;
 pub mod rules;
 pub mod written;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -175,8 +176,51 @@ pub enum Channel {
     /// A virtio-serial port, such as
     /// `/dev/virtio-ports/org.qemu.guest_agent.0`.
     VirtioSerial(PathBuf),
+    /// A serial line, such as `/dev/ttyS0`, which postern puts into raw mode.
+    IsaSerial(PathBuf),
     /// A unix socket that postern makes and listens on.
     UnixListen(PathBuf),
+    /// A vsock port that postern listens on.
+    VsockListen(Vsock),
+}
+
+/// Where postern listens on vsock, and for whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vsock {
+    /// Context id of the guest to listen as; [`Vsock::ANY`] for every one that
+    /// it has.
+    pub cid: u32,
+    /// Port.
+    pub port: u32,
+    /// Context id that may connect: [`Vsock::HOST`] unless the policy says
+    /// otherwise.
+    pub peer: u32,
+}
+
+impl Vsock {
+    /// `VMADDR_CID_ANY` of `linux/vm_sockets.h`; stock writes it -1.
+    pub const ANY: u32 = u32::MAX;
+    /// `VMADDR_CID_HOST` of `linux/vm_sockets.h`.
+    pub const HOST: u32 = 2;
+
+    /// `CID:PORT`, as stock's `--path` has it; only the host may connect.
+    fn from_text(text: &str) -> Option<Self> {
+        let (cid, port) = text.split_once(':')?;
+        let cid = if cid == "-1" { Self::ANY } else { cid.parse().ok()? };
+        Some(Self { cid, port: port.parse().ok()?, peer: Self::HOST })
+    }
+}
+
+impl fmt::Display for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::VirtioSerial(path) => write!(f, "virtio-serial:{}", path.display()),
+            Self::IsaSerial(path) => write!(f, "isa-serial:{}", path.display()),
+            Self::UnixListen(path) => write!(f, "unix-listen:{}", path.display()),
+            Self::VsockListen(Vsock { cid: Vsock::ANY, port, .. }) => write!(f, "vsock-listen:-1:{port}"),
+            Self::VsockListen(Vsock { cid, port, .. }) => write!(f, "vsock-listen:{cid}:{port}"),
+        }
+    }
 }
 
 impl Channel {
@@ -197,22 +241,33 @@ impl Channel {
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::VirtioSerial(path) | Self::UnixListen(path) => Some(path),
+            Self::VirtioSerial(path) | Self::IsaSerial(path) | Self::UnixListen(path) => Some(path),
+            Self::VsockListen(_) => None,
         }
     }
 
-    /// The channel of a method and a path.
+    /// The channel of a method and a path; of `vsock-listen` the path is
+    /// `CID:PORT`.
     ///
     /// # Errors
     /// As [`Channel::from_text`].
     pub fn new(method: &str, path: PathBuf) -> Result<Self, String> {
+        if method == "vsock-listen" {
+            let vsock = path.to_str().and_then(Vsock::from_text).map(Self::VsockListen);
+            return vsock.ok_or_else(|| {
+                format!("'{}' is no vsock address; write CID:PORT, such as -1:1234 for port 1234", path.display())
+            });
+        }
         if !path.is_absolute() {
             return Err(format!("channel path '{}' is not absolute; write it from / on", path.display()));
         }
         match method {
             "virtio-serial" => Ok(Self::VirtioSerial(path)),
+            "isa-serial" => Ok(Self::IsaSerial(path)),
             "unix-listen" => Ok(Self::UnixListen(path)),
-            _ => Err(format!("'{method}' is no channel method; postern has virtio-serial and unix-listen")),
+            _ => Err(format!(
+                "'{method}' is no channel method; postern has virtio-serial, isa-serial, unix-listen and vsock-listen"
+            )),
         }
     }
 }

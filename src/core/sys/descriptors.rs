@@ -77,6 +77,8 @@ pub struct Stat {
     pub size: u64,
     /// Number of names.
     pub links: u64,
+    /// The device that a device node stands for, as `st_rdev`.
+    pub stands_for: u64,
 }
 
 /// `fstat` by its own system call: it takes a descriptor and no path, so a
@@ -103,5 +105,6 @@ pub fn stat(descriptor: BorrowedFd<'_>) -> Result<Stat, Errno> {
         size: u64::try_from(stat.st_size).unwrap_or(0),
         #[allow(clippy::useless_conversion, reason = "32 bits on aarch64")]
         links: u64::from(stat.st_nlink),
+        stands_for: stat.st_rdev,
     })
 }

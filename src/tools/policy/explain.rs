@@ -7,7 +7,7 @@
 use postern_core::catalogue::Act;
 use postern_core::policy::rules::{FileRule, Rights, Types};
 use postern_core::policy::written::{Loaded, Reason, Ruling, Where};
-use postern_core::policy::{Channel, Policy, ShutdownMethod, ShutdownMode};
+use postern_core::policy::{Policy, ShutdownMethod, ShutdownMode};
 use serde::Serialize;
 
 use super::processes::{self, Process};
@@ -165,10 +165,7 @@ pub fn explain(loaded: &Loaded) -> Explanation {
     Explanation {
         sources: loaded.sources.iter().map(|source| source.path.display().to_string()).collect(),
         digest: hex(&policy.digest),
-        channel: match &policy.channel {
-            Channel::VirtioSerial(path) => format!("virtio-serial:{}", path.display()),
-            Channel::UnixListen(path) => format!("unix-listen:{}", path.display()),
-        },
+        channel: policy.channel.to_string(),
         commands: loaded.why.commands.iter().map(command).collect(),
         processes: processes::of(policy),
         files: policy.files.iter().zip(&loaded.why.files).map(|(files, place)| rule(files, place)).collect(),

@@ -7,7 +7,7 @@
 use std::fmt;
 
 use postern_core::catalogue::Act;
-use postern_core::confine::filters::{self, BrokerNeeds};
+use postern_core::confine::filters::{self, BrokerNeeds, Listens};
 use postern_core::confine::{caps, seccomp};
 use postern_core::policy::{Account, Channel, Policy, ShutdownMethod};
 use serde::Serialize;
@@ -104,7 +104,11 @@ fn calls(rules: &[seccomp::Rule]) -> Vec<Call> {
 fn broker_calls(policy: &Policy) -> Vec<Call> {
     let needs = BrokerNeeds {
         freeze: policy.needs(Act::Freeze) || policy.needs(Act::Thaw),
-        listens: matches!(policy.channel, Channel::UnixListen(_)),
+        listens: match policy.channel {
+            Channel::VirtioSerial(_) | Channel::IsaSerial(_) => None,
+            Channel::UnixListen(_) => Some(Listens::Unix),
+            Channel::VsockListen(_) => Some(Listens::Vsock),
+        },
         ..BrokerNeeds::default()
     };
     let mut calls = calls(&filters::broker(&needs));

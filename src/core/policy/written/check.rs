@@ -15,7 +15,7 @@ use crate::catalogue::Command::{
 };
 use crate::catalogue::{CATALOGUE, Command, CommandSet};
 use crate::policy::{
-    Account, Audit, Channel, Freeze, Identities, Limits, Policy, Shutdown, ShutdownMethod, ShutdownMode,
+    Account, Audit, Channel, Freeze, Identities, Limits, Policy, Shutdown, ShutdownMethod, ShutdownMode, Vsock,
 };
 
 /// A line of a policy file.
@@ -268,30 +268,55 @@ fn report_main(written: &Written) -> usize {
     usize::from(written.files > 0)
 }
 
-/// The method and path, which must fit.
+/// The method and where, which must fit.
 fn channel(written: &Written, report: &mut Report) -> Channel {
     let method = written.settings.text("channel", "method");
     let path = written.settings.text("channel", "path");
     let text = path.as_ref().map_or("", |at| at.value);
-    let unix = method.as_ref().is_some_and(|at| at.value == "unix-listen");
-    if let (Some(method), Some(path)) = (&method, &path)
-        && unix
-    {
-        if path.place.source == 0 {
-            let help = "write path = \"/run/postern/host.sock\" under [channel]";
-            report.error(Kind::ChannelPath, method.place, "a unix-listen channel needs a path", help);
-        } else if Path::new(path.value).starts_with("/dev") {
-            let help = "write a path such as \"/run/postern/host.sock\"";
-            report.error(
-                Kind::ChannelPath,
-                path.place,
-                "a unix-listen channel makes a socket, which /dev is not for",
-                help,
-            );
+    let kind = method.as_ref().map_or("virtio-serial", |at| at.value);
+    let given = path.as_ref().is_some_and(|path| path.place.source != 0);
+    let port = written.settings.number("channel", "port");
+    let peer = written.settings.number("channel", "peer");
+    if let Some(method) = &method {
+        let needs = match kind {
+            "unix-listen" if !given => Some(("a path", "path = \"/run/postern/host.sock\"")),
+            "isa-serial" if !given => Some(("a path", "path = \"/dev/ttyS0\"")),
+            "vsock-listen" if port.is_none() => Some(("a port", "port = 1234")),
+            _ => None,
+        };
+        if let Some((what, example)) = needs {
+            let article = if kind == "isa-serial" { "an" } else { "a" };
+            let what = format!("{article} {kind} channel needs {what}");
+            report.error(Kind::ChannelPath, method.place, what, format!("write {example} under [channel]"));
         }
     }
+    if let Some(path) = path.as_ref().filter(|path| given && Path::new(path.value).starts_with("/dev"))
+        && kind == "unix-listen"
+    {
+        let help = "write a path such as \"/run/postern/host.sock\"";
+        let what = "a unix-listen channel makes a socket, which /dev is not for";
+        report.error(Kind::ChannelPath, path.place, what, help);
+    }
+    let vsock = kind == "vsock-listen";
+    let written = |at: &Option<At<u64>>| at.as_ref().filter(|at| at.place.source != 0).map(|at| at.place);
+    let idle =
+        if vsock { path.as_ref().filter(|_| given).map(|at| at.place) } else { written(&port).or(written(&peer)) };
+    if let Some(place) = idle {
+        let what = format!("a {kind} channel does not use this");
+        report.warn(Kind::IdleSetting, place, what, "leave it out");
+    }
+    let number = |at: Option<At<u64>>| at.and_then(|at| u32::try_from(at.value).ok());
     let path = PathBuf::from(text);
-    if unix { Channel::UnixListen(path) } else { Channel::VirtioSerial(path) }
+    match kind {
+        "isa-serial" => Channel::IsaSerial(path),
+        "unix-listen" => Channel::UnixListen(path),
+        "vsock-listen" => Channel::VsockListen(Vsock {
+            cid: Vsock::ANY,
+            port: number(port).unwrap_or_default(),
+            peer: number(peer).unwrap_or(Vsock::HOST),
+        }),
+        _ => Channel::VirtioSerial(path),
+    }
 }
 
 /// Looks the accounts up.

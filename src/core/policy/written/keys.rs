@@ -175,7 +175,7 @@ pub static TABLES: [Table; 11] = [
 ];
 
 /// Every key, in the order of the reference.
-pub static KEYS: [Key; 25] = [
+pub static KEYS: [Key; 27] = [
     Key::new("", "version", Type::Version, "1", "The format of the file. Every file says it, drop-ins too.").required(),
     Key::new(
         "",
@@ -344,10 +344,11 @@ pub static KEYS: [Key; 25] = [
     Key::new(
         "channel",
         "method",
-        Type::Choice(&["virtio-serial", "unix-listen"]),
+        Type::Choice(&["virtio-serial", "isa-serial", "unix-listen", "vsock-listen"]),
         "\"unix-listen\"",
-        "`virtio-serial`: a port that the hypervisor gives the guest. `unix-listen`: a socket that postern makes and \
-         listens on, for tests.",
+        "`virtio-serial`: a port that the hypervisor gives the guest. `isa-serial`: a serial line, in raw mode at \
+         38400 baud. `vsock-listen`: a vsock port that postern listens on. `unix-listen`: a socket that postern makes \
+         and listens on, for tests.",
     )
     .default("\"virtio-serial\""),
     Key::new(
@@ -355,9 +356,25 @@ pub static KEYS: [Key; 25] = [
         "path",
         Type::Path,
         "\"/run/postern/host.sock\"",
-        "The port's device, or the socket. The default holds for `virtio-serial` only.",
+        "The device, or the socket. The default holds for `virtio-serial` only; `vsock-listen` has no path.",
     )
     .default("\"/dev/virtio-ports/org.qemu.guest_agent.0\""),
+    Key::new(
+        "channel",
+        "port",
+        Type::Count { min: 1, max: MAX_ID },
+        "1234",
+        "The vsock port that `vsock-listen` listens on, under every context id of the guest. It takes one.",
+    ),
+    Key::new(
+        "channel",
+        "peer",
+        Type::Count { min: 0, max: MAX_ID },
+        "3",
+        "The context id that may connect to `vsock-listen`; the default is the host's. Others are closed at once and \
+         recorded.",
+    )
+    .default("2"),
     Key::new(
         "state",
         "directory",
