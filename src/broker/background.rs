@@ -211,6 +211,8 @@ fn own_file(path: &Path, flags: OFlag) -> Result<File, OwnFileError> {
     let file = match opened {
         Ok(opened) => File::from(opened),
         Err(Errno::ELOOP) => return Err(refused("a symbolic link")),
+        // A FIFO that nobody reads, a socket.
+        Err(Errno::ENXIO) => return Err(refused("no regular file")),
         Err(errno) => return Err(failed(errno)),
     };
     let facts = file.metadata().map_err(|why| failed(errno_of(&why)))?;
