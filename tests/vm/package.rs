@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::boots::everything;
 use crate::guests::{self, LINUX_6_1, Userland};
 use crate::later::later;
 use crate::machine::{Machine, PORT, Setup};
@@ -20,7 +21,7 @@ use crate::support::runner::{self, Test};
 pub(crate) fn tests() -> Vec<Test> {
     const TESTS: &[Test] =
         &[("package_takes_the_place_of_stock", swap), ("package_is_watched_upgraded_and_removed", life)];
-    TESTS.to_vec()
+    if everything() { TESTS.to_vec() } else { TESTS[..1].to_vec() }
 }
 
 /// A guest with the package and a later one in /root, and stock at work.
@@ -35,6 +36,9 @@ fn guest() -> Machine {
         .file("/root/later.deb", read(later), 0o644);
     Machine::boot(&setup)
 }
+
+/// Units of ours that failed; a guest has others that are no use there.
+const FAILED: &str = "systemctl --failed --plain --no-legend | grep -E 'postern|qemu' || true";
 
 /// Nobody is asked; what the operator changed stays.
 const INSTALL: &str = "DEBIAN_FRONTEND=noninteractive apt-get -y -o Dpkg::Options::=--force-confdef \
@@ -166,11 +170,10 @@ fn swap() {
     let who = guest.sh("ps -eo user:20=,args= | grep '[p]ostern: ' | sort");
     assert_eq!(
         who.split_ascii_whitespace().collect::<Vec<_>>().join(" "),
-        "postern postern: opener postern postern: spawner postern postern: worker postern-broker postern: broker"
-            .replace("postern postern: opener ", ""),
+        "postern postern: spawner postern postern: worker postern-broker postern: broker",
         "{who}"
     );
-    assert_eq!(guest.sh("systemctl --failed --no-legend"), "");
+    assert_eq!(guest.sh(FAILED), "");
     let exposure = guest.sh("systemd-analyze security --no-pager postern.service | tail -n 1");
     let number: f64 = exposure
         .split_ascii_whitespace()
@@ -223,10 +226,10 @@ fn life() {
     // Removed: no process, no unit, no right to the port. Then purged.
     guest.sh("apt-get -y remove postern");
     guest.sh("! pgrep postern && ! systemctl cat postern.service qemu-guest-agent.service && ! test -e /run/postern");
-    assert_eq!(guest.sh("systemctl --failed --no-legend"), "");
+    assert_eq!(guest.sh(FAILED), "");
     assert_eq!(guest.sh(&format!("stat -L -c '%U:%G %a' /dev/virtio-ports/{PORT}")), "root:root 600\n");
     guest.sh("test -e /var/log/postern/audit.jsonl && apt-get -y purge postern");
     guest.sh("rm -r /root/*.deb /run/systemd/system/postern.service.d");
-    let left = guest.sh("find / -xdev -name '*postern*' ! -path '/var/log/*' ; find /run -name '*postern*'; grep -r postern /etc || true");
+    let left = guest.sh("find / -xdev -name '*postern*' ! -path '/var/log/*' ; find /run -name '*postern*'; grep -r --exclude='*-' postern /etc || true");
     assert_eq!(left, "");
 }
