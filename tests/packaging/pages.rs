@@ -49,6 +49,10 @@ fn every_command_has_a_page_with_all_its_options() {
         assert_eq!(help.contains("Examples:"), text.contains(".SH EXAMPLES"), "{name}");
         pages += 1;
     });
+    // The stock agent's page leads to ours.
+    let link = std::fs::read_link(packed("/usr/share/man/man8/qemu-ga.8.gz")).unwrap();
+    assert_eq!(link.to_str(), Some("../man1/postern-qemu-ga.1.gz"));
+    assert!(packed("/usr/share/man/man1/postern-qemu-ga.1.gz").exists());
     assert!(pages > 8, "the control: there are subcommands of subcommands");
 }
 
