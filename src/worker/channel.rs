@@ -6,6 +6,7 @@
 //!
 //! Trust: the other end is the host.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -70,6 +71,12 @@ impl Waiter {
     }
 }
 
+/// How long bytes of a host may be here before its coming is known, to tell
+/// whose they are; milliseconds.
+const UNTIL_KNOWN: u16 = 64;
+/// The same, for a reply that would be lost.
+const UNTIL_ANSWERED: u16 = 512;
+
 /// How often a port that is back is tried to be opened, [`AGAIN`] apart: udev
 /// makes the node and then says whose it is.
 const TRIES: u32 = 50;
@@ -119,13 +126,6 @@ pub(crate) enum Got {
     Unplugged,
 }
 
-/// How often a port's host is looked for that has asked something and does not
-/// seem to be there, [`LATER`] apart: a second in all, far more than a guest's
-/// kernel takes to run what it has put off.
-const PATIENCE: u32 = 50;
-/// See [`PATIENCE`]; in milliseconds.
-const LATER: u16 = 20;
-
 /// The host has gone; what was to be said to it is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HostGone;
@@ -139,6 +139,8 @@ pub(crate) struct Channel {
     /// will tell of it.
     hung_up: bool,
     broken: bool,
+    /// Nobody came to take a reply, since something last happened.
+    given_up: Cell<bool>,
 }
 
 impl Channel {
@@ -150,12 +152,17 @@ impl Channel {
     pub(crate) fn new(descriptor: OwnedFd, kind: ChannelKind, waiter: &Waiter) -> Result<Self, Errno> {
         let changes = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         waiter.0.add(&descriptor, EpollEvent::new(changes, CHANNEL))?;
-        Ok(Self { descriptor, kind, hung_up: false, broken: false })
+        Ok(Self { descriptor, kind, hung_up: false, broken: false, given_up: Cell::new(false) })
     }
 
     /// The other end sends no more: from now on read until the end is met.
     pub(crate) fn hang_up(&mut self) {
         self.hung_up = true;
+    }
+
+    /// Something happened on it.
+    pub(crate) fn stir(&self) {
+        self.given_up.set(false);
     }
 
     /// It is broken: a terminal in the place of a port says so, where a port's
@@ -165,10 +172,36 @@ impl Channel {
     }
 
     /// Whether the host of a port has left since this was last asked; asked
-    /// when there is nothing more to read. One that leaves and is back before
-    /// this process runs is not noticed: the kernel does not tell.
-    pub(crate) fn has_been_left(&mut self) -> bool {
-        self.stays() && std::mem::take(&mut self.hung_up)
+    /// when there is nothing more to read, and `read` says whether there was
+    /// something. One that leaves and is back before this process runs is not
+    /// noticed: the kernel does not tell.
+    pub(crate) fn has_been_left(&mut self, read: bool) -> bool {
+        // What was read as the port hung up is the last of a host that left, or
+        // the first of one whose coming is not known yet.
+        self.stays() && std::mem::take(&mut self.hung_up) && !(read && self.host_comes(UNTIL_KNOWN))
+    }
+
+    /// Waits for the kernel to know of a host: the bytes of one that has just
+    /// come may be here before its coming is, for they take different queues.
+    /// In milliseconds, about; whether there is one.
+    fn host_comes(&self, longest: u16) -> bool {
+        let mut wait = 1;
+        loop {
+            let mut state = [PollFd::new(self.descriptor.as_fd(), PollFlags::POLLOUT)];
+            if poll(&mut state, PollTimeout::ZERO).is_err() {
+                return false;
+            }
+            let events = state[0].revents().unwrap_or(PollFlags::empty());
+            if !events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR) {
+                return true;
+            }
+            // Unplugged, or broken: nobody comes.
+            if wait > longest || self.broken {
+                return false;
+            }
+            let _ = poll(&mut [], PollTimeout::from(wait));
+            wait *= 2;
+        }
     }
 
     /// Whether a channel that has no more says so by a read that is not filled.
@@ -210,26 +243,23 @@ impl Channel {
         Ok(())
     }
 
-    /// A port whose host left has no room and says so at once, for ever. So
-    /// does one whose host has come and asked something, and the kernel has
-    /// not heard yet that it is there: the host's bytes and the word of its
-    /// coming take two queues. Hence a little patience.
     fn wait_for_room(&self) -> Result<(), HostGone> {
-        for _ in 0..=PATIENCE {
-            let mut room = [PollFd::new(self.descriptor.as_fd(), PollFlags::POLLOUT)];
-            match poll(&mut room, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(_) => return Err(HostGone),
-            }
-            let events = room[0].revents().unwrap_or(PollFlags::empty());
-            if !events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR) || events.contains(PollFlags::POLLOUT) {
+        let mut room = [PollFd::new(self.descriptor.as_fd(), PollFlags::POLLOUT)];
+        match poll(&mut room, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return Err(HostGone),
+        }
+        let events = room[0].revents().unwrap_or(PollFlags::empty());
+        // A port whose host left has no room and says so at once, for ever.
+        if !events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR) || events.contains(PollFlags::POLLOUT) {
+            return Ok(());
+        }
+        // Once for all replies that such a host is owed.
+        if self.kind == ChannelKind::Port && !self.given_up.get() {
+            if self.host_comes(UNTIL_ANSWERED) {
                 return Ok(());
             }
-            if !self.stays() || events.contains(PollFlags::POLLERR) {
-                return Err(HostGone);
-            }
-            // Nothing wakes this process that it could wait for by itself.
-            let _ = poll(&mut [], PollTimeout::from(LATER));
+            self.given_up.set(true);
         }
         Err(HostGone)
     }

@@ -121,6 +121,9 @@ impl Worker {
                 channel.break_off();
             }
             if awake.channel {
+                if let Some(channel) = &self.channel {
+                    channel.stir();
+                }
                 self.hear_host()?;
             }
         }
@@ -154,6 +157,7 @@ impl Worker {
     /// Reads until there is nothing, for no second wake-up tells of what was
     /// left; or until a request has to wait.
     fn hear_host(&mut self) -> Result<(), End> {
+        let mut heard = false;
         while let Some(channel) = self.channel.as_ref().filter(|_| !self.session.is_waiting()) {
             let room = self.decoder.space();
             let size = room.len();
@@ -161,13 +165,14 @@ impl Worker {
                 Got::Bytes(count) => {
                     let drained = channel.drained_by(count, size);
                     self.decoder.advance(count);
+                    heard = true;
                     self.answer_all()?;
                     if drained {
                         return Ok(());
                     }
                 }
                 Got::Nothing => {
-                    self.forget_left_host();
+                    self.forget_left_host(heard);
                     return Ok(());
                 }
                 Got::End => return self.settle(Err(Stop::Host(HostGone))),
@@ -184,8 +189,9 @@ impl Worker {
 
     /// All that a port's host sent before it left is read: what is left of it
     /// is no beginning of the next one's first message.
-    fn forget_left_host(&mut self) {
-        if self.channel.as_mut().is_some_and(Channel::has_been_left) {
+    fn forget_left_host(&mut self, heard: bool) {
+        let midway = self.decoder.is_midway();
+        if self.channel.as_mut().is_some_and(|channel| channel.has_been_left(heard && midway)) {
             self.decoder.reset();
         }
     }
