@@ -12,6 +12,8 @@ mod support;
 
 #[path = "vm/boots.rs"]
 mod boots;
+#[path = "vm/clients.rs"]
+mod clients;
 #[path = "vm/freezes.rs"]
 mod freezes;
 #[path = "vm/guests.rs"]
@@ -20,16 +22,28 @@ mod guests;
 mod idle;
 #[path = "packaging/later.rs"]
 mod later;
+#[path = "vm/libvirt.rs"]
+mod libvirt;
 #[path = "vm/machine.rs"]
 mod machine;
 #[path = "vm/package.rs"]
 mod package;
+#[path = "hosts/play.rs"]
+mod play;
 #[path = "vm/port.rs"]
 mod port;
 #[path = "vm/power.rs"]
 mod power;
+#[path = "hosts/script.rs"]
+mod script;
 #[path = "vm/services.rs"]
 mod services;
+#[path = "vm/shell.rs"]
+mod shell;
+#[path = "vm/snapshots.rs"]
+mod snapshots;
+#[path = "vm/virsh.rs"]
+mod virsh;
 
 use std::process::ExitCode;
 
@@ -37,7 +51,17 @@ use support::runner;
 
 fn main() -> ExitCode {
     machine::say_accelerator();
-    let tests: Vec<runner::Test> =
-        [&boots::tests(), &freezes::tests(), idle::TESTS, &package::tests(), port::TESTS, &power::tests()].concat();
+    let tests: Vec<runner::Test> = [
+        &boots::tests(),
+        clients::TESTS,
+        &freezes::tests(),
+        idle::TESTS,
+        &package::tests(),
+        port::TESTS,
+        &power::tests(),
+        snapshots::TESTS,
+        virsh::TESTS,
+    ]
+    .concat();
     runner::main_on_machine(&tests)
 }

@@ -13,9 +13,10 @@ use serde_json::Value;
 
 use super::script::{Keep, Kind, Script, Step, Sync, Way};
 
-/// So many times a client's own patience is waited for a reply: no time is
+/// Waited for a reply, or so many times a client's own patience: no time is
 /// asserted, on a machine that has other things to do.
-const PATIENCE: u32 = 30;
+const PATIENCE: Duration = Duration::from_secs(60);
+const TIMES: u32 = 10;
 
 /// Where a transcript is played.
 pub(crate) struct Stage<'a> {
@@ -38,14 +39,14 @@ pub(crate) struct Played {
     pub(crate) wrong: Vec<String>,
 }
 
-/// Plays it to the end, or to the first reply that does not come.
+/// Plays it to the end, or to the first step with which the client is not content.
 pub(crate) fn play(script: &Script, stage: &Stage<'_>) -> Played {
     let mut player = Player { script, stage, names: stage.names.clone(), link: None, commands: 0 };
     let mut played = Played::default();
     for step in script.steps.iter().filter(|step| step.is_for(stage.kind, stage.way)) {
         if let Err(why) = player.step(step, &mut played) {
             played.wrong.push(format!("{:?}, {}: {why}", stage.kind, step.title));
-            player.link = None;
+            break;
         }
     }
     played
@@ -182,7 +183,7 @@ struct Link {
 impl Link {
     /// Connects, and synchronises if the client does that once.
     fn new(stage: &Stage<'_>, script: &Script) -> Result<Self, String> {
-        let patience = Duration::from_secs(script.seconds) * PATIENCE;
+        let patience = PATIENCE.max(Duration::from_secs(script.seconds) * TIMES);
         let stream = (stage.connect)();
         stream.set_read_timeout(Some(patience)).expect("a time limit");
         stream.set_write_timeout(Some(patience)).expect("a time limit");

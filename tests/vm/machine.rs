@@ -13,12 +13,11 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::guests::{self, Kernel, Userland};
+use crate::shell::Shell;
 use crate::support::agent::Host;
 
 /// What takes longer hangs. Emulated, on a busy machine, a boot takes a minute.
@@ -83,7 +82,7 @@ impl Setup {
     }
 
     /// The kernel's initrd with the payload as a second archive behind it.
-    fn initrd(&self, kernel: &Path, scratch: &Path) -> PathBuf {
+    pub(crate) fn initrd(&self, kernel: &Path, scratch: &Path) -> PathBuf {
         let tree = scratch.join("payload");
         for (path, content, mode) in &self.payload {
             let path = tree.join("payload").join(path.trim_start_matches('/'));
@@ -134,7 +133,7 @@ impl Qmp {
 /// A running machine.
 pub(crate) struct Machine {
     qemu: Child,
-    control: BufReader<UnixStream>,
+    shell: Shell,
     qmp: Qmp,
     /// Events that came while something else was awaited.
     events: Vec<Value>,
@@ -151,11 +150,11 @@ impl Machine {
         let mut command = Self::command(setup, directory.path());
         let started = Instant::now();
         let mut qemu = command.spawn().expect("qemu-system-x86_64");
-        let control = connect(&directory.path().join("control"), &mut qemu);
         let mut qmp = Qmp(connect(&directory.path().join("qmp"), &mut qemu));
         qmp.line();
+        let shell = Shell::connect(&directory.path().join("control"), &directory.path().join("console"));
         let userland = setup.userland;
-        let mut machine = Self { qemu, control, qmp, events: Vec::new(), directory, userland, boot: Duration::ZERO };
+        let mut machine = Self { qemu, shell, qmp, events: Vec::new(), directory, userland, boot: Duration::ZERO };
         machine.qmp("qmp_capabilities", json!({}));
         machine.booted();
         machine.boot = started.elapsed();
@@ -164,7 +163,7 @@ impl Machine {
 
     /// Waits until the guest is up: at the start, and after each reboot.
     pub(crate) fn booted(&mut self) {
-        self.await_shell();
+        self.shell.await_ready();
         if self.userland == Userland::Systemd {
             // A unit that is no use here may have failed.
             self.try_sh("systemctl is-system-running --wait");
@@ -217,53 +216,24 @@ impl Machine {
         command
     }
 
-    fn await_shell(&mut self) {
-        let mut line = String::new();
-        while line.trim() != "ready" {
-            line.clear();
-            let heard = self.control.read_line(&mut line);
-            assert!(heard.is_ok_and(|length| length > 0), "no shell in the guest; its console:\n{}", self.console());
-        }
-    }
-
     /// What the guest's console shows.
     pub(crate) fn console(&self) -> String {
-        let bytes = fs::read(self.directory.path().join("console")).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
+        self.shell.console()
     }
 
-    /// Runs a script in the guest as root: its status, and what it printed on
-    /// both outputs. One at a time: what hangs there hangs here.
+    /// See [`Shell::try_sh`].
     pub(crate) fn try_sh(&mut self, script: &str) -> (i32, String) {
-        let line = STANDARD.encode(script) + "\n";
-        self.control.get_mut().write_all(line.as_bytes()).expect("the guest's shell listens");
-        let mut reply = String::new();
-        let heard = self.control.read_line(&mut reply);
-        assert!(heard.is_ok_and(|length| length > 0), "no answer to: {script}\nthe console:\n{}", self.console());
-        let output = STANDARD.decode(reply.trim()).unwrap_or_else(|why| panic!("{why}: {reply:?}"));
-        let output = String::from_utf8_lossy(&output).into_owned();
-        let (printed, status) = output.trim_end().rsplit_once("status ").expect("a status");
-        (status.parse().expect("a number"), printed.to_owned())
+        self.shell.try_sh(script)
     }
 
-    /// Runs a script that must succeed; what it printed.
+    /// See [`Shell::sh`].
     pub(crate) fn sh(&mut self, script: &str) -> String {
-        let (status, printed) = self.try_sh(script);
-        assert!(status == 0, "{script}: status {status}\n{printed}\nthe console:\n{}", self.console());
-        printed
+        self.shell.sh(script)
     }
 
-    /// Waits until a script succeeds; what it printed then.
+    /// See [`Shell::sh_eventually`].
     pub(crate) fn sh_eventually(&mut self, script: &str) -> String {
-        let started = Instant::now();
-        loop {
-            let (status, printed) = self.try_sh(script);
-            if status == 0 {
-                return printed;
-            }
-            assert!(started.elapsed() < PATIENCE, "in vain: {script}: {status}\n{printed}");
-            sleep(Duration::from_millis(200));
-        }
+        self.shell.sh_eventually(script)
     }
 
     /// Executes a QMP command; what it returns.
