@@ -403,11 +403,11 @@ impl Ports {
         symlink("/dev/pts/ptmx", "/dev/ptmx").expect("a link");
         let (host, path, slave) = pty();
         let ports = Self { host: Some(host), slave: Some(slave) };
-        ports.link(&path);
+        Self::link(&path);
         ports
     }
 
-    fn link(&self, node: &Path) {
+    fn link(node: &Path) {
         fs::create_dir_all("/dev/virtio-ports").expect("a directory");
         symlink(node, LINK).expect("a link");
     }
@@ -429,7 +429,7 @@ impl Ports {
         chown(&path, Some(owner), None).expect("its owner");
         self.host = Some(host);
         self.slave = Some(slave);
-        self.link(&path);
+        Self::link(&path);
     }
 
     fn ask(&mut self, request: &str) -> String {
