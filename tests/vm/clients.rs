@@ -45,7 +45,10 @@ fn that_speak_as_they_connect() {
         // With a pause the guest notices that there is no host; without, hardly.
         sleep(Duration::from_millis([0, 3, 30, 100][time % 4]));
         let mut host = machine.host();
-        host.send(b"{\"execute\":\"guest-sync-delimited\",\"arguments\":{\"id\":1}}\n{\"execute\":\"guest-ping\"}\n");
+        // Every other one says more than fits one buffer of the port.
+        let room = " ".repeat(time % 2 * 20_000);
+        let sync = r#"{"execute":"guest-sync-delimited","arguments":{"id":1}}"#;
+        host.send(format!("{sync}\n{{\"execute\":{room}\"guest-ping\"}}\n").as_bytes());
         println!("client {time}");
         assert_eq!(host.hear(), json!({ "return": 1 }));
         assert_eq!(host.hear(), json!({ "return": {} }));
