@@ -64,7 +64,7 @@ fn freezes(kernel: Kernel, userland: Userland) {
 
     // After all that it still shuts down as it should.
     power::powers_down(&mut machine);
-    power::disk_is_clean(&mut machine);
+    power::disk_is_clean(&mut machine, "powerdown");
 }
 
 const ASKED: &str = "guest-fsfreeze-freeze asked";

@@ -71,7 +71,7 @@ impl Setup {
 
     /// With more words on the kernel's command line.
     pub(crate) fn append(mut self, words: &str) -> Self {
-        self.append = words.to_owned();
+        words.clone_into(&mut self.append);
         self
     }
 
@@ -237,6 +237,7 @@ impl Machine {
     }
 
     /// Executes a QMP command; what it returns.
+    #[allow(clippy::needless_pass_by_value, reason = "made where it is given")]
     pub(crate) fn qmp(&mut self, command: &str, arguments: Value) -> Value {
         let request = json!({ "execute": command, "arguments": arguments });
         writeln!(self.qmp.0.get_mut(), "{request}").expect("QMP listens");

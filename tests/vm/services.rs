@@ -35,9 +35,11 @@ const WITNESS_SCRIPT: &str = "#!/bin/sh\n### BEGIN INIT INFO\n# Provides: witnes
      # Short-Description: Leaves a sign when it is stopped\n### END INIT INFO\n\
      [ \"$1\" != stop ] || echo stopped >>/var/lib/stopped\n";
 
-/// The line of an inittab that keeps postern running: busybox's, System V's.
+/// The line of an inittab that keeps postern running: busybox's.
 const RESPAWN_BUSYBOX: &str = "::respawn:/usr/bin/postern run -vv </dev/null 2>>/run/postern.log\n";
-const RESPAWN_SYSVINIT: &str = "po:2:respawn:/bin/sh -c 'exec /usr/bin/postern run -vv </dev/null 2>>/run/postern.log'";
+/// System V's. The `+` keeps init from writing to wtmp that postern died: with /
+/// frozen it would wait there for a thaw, and start nothing any more.
+const RESPAWN_SYSVINIT: &str = "po:2:respawn:+/usr/bin/postern run -vv </dev/null 2>>/run/postern.log";
 
 /// Boots a guest in which postern is a service.
 pub(crate) fn boot(kernel: Kernel, userland: Userland) -> Machine {
