@@ -10,47 +10,33 @@
 
 mod asks;
 mod children;
+mod clocks;
 mod freezes;
 mod manager;
 mod opens;
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
-use nix::time::{ClockId, clock_gettime};
 use postern_core::audit::{self, Mounts, Record};
 use postern_core::catalogue::Command;
 use postern_core::confine::Confined;
-use postern_core::messages::{Answer, BIRTH_LIMIT, Role, WirePath};
+use postern_core::messages::{Answer, Role, WirePath};
 use postern_core::policy::Policy;
 use postern_core::policy::rules::Mode;
 
-use crate::family::{Child, Family, Opener, Worker};
+use crate::family::{Family, Opener, Worker};
 use crate::fsfreeze::{Engine, Filesystem, Handles, Status, Why};
 use crate::host::{Host, HostError};
 use crate::launch::Fatal;
 use crate::log::{Log, LogError, Receipt};
 use crate::notify::Notify;
-use crate::port::Port;
 use crate::say::{Level, Voice};
 use crate::shutdown::Shutdown;
+use clocks::FAREWELL;
 use manager::Standing;
-
-/// How long an open may take before the opener is given up: a dead network
-/// filesystem in a path of the policy.
-const OPEN_LIMIT: Duration = Duration::from_secs(20);
-/// How long a worker may take to count and end when postern stops.
-const FAREWELL: Duration = Duration::from_secs(2);
-/// When to look again at a freeze that has not begun yet.
-const LOOK_SOON: Duration = Duration::from_millis(500);
-/// While something is frozen, how often the clock that goes on in a sleeping
-/// guest is looked at; `poll` waits by one that does not.
-const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// What the launch put together.
 #[derive(Debug)]
@@ -136,19 +122,6 @@ pub(crate) struct Broker {
     told: Standing,
 }
 
-/// What poll told of.
-#[derive(Default)]
-struct Awake {
-    signals: bool,
-    spawner: bool,
-    engine: bool,
-    opener: bool,
-    worker: bool,
-    host: bool,
-    manager: bool,
-    news: bool,
-}
-
 fn text(bytes: &[u8]) -> audit::Text {
     audit::Text::new(bytes)
 }
@@ -159,10 +132,6 @@ fn mounts(filesystems: &[Filesystem]) -> Mounts {
 
 fn path_text(path: &std::path::Path) -> audit::Text {
     text(path.as_os_str().as_encoded_bytes())
-}
-
-fn boottime() -> Duration {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
 }
 
 impl Broker {
@@ -248,105 +217,6 @@ impl Broker {
         }
     }
 
-    /// Waits for something to hear, or for the next time limit.
-    fn wait(&self) -> Result<Awake, Fatal> {
-        let read = PollFlags::POLLIN;
-        let opener = self.opener.as_ref().map(|opener| (opener.pipe.as_fd(), opener.awaited()));
-        let worker = self.worker.as_ref().map(|worker| (worker.pipe.as_fd(), worker.awaited()));
-        // A host is met by a worker, not by the broker.
-        let met = self.worker.as_ref().is_some_and(|worker| worker.ready);
-        let sources = [
-            Some((self.parts.signals.as_fd(), read)),
-            Some((self.parts.family.spawner.as_fd(), read)),
-            self.parts.engine.as_ref().map(|engine| (engine.event_fd(), read)),
-            opener,
-            worker,
-            self.parts.host.awaited().filter(|_| met).map(|host| (host, read)),
-            self.parts.notify.awaited().map(|manager| (manager, PollFlags::POLLOUT)),
-            self.parts.host.port().map(|port| (port.news(), read)),
-        ];
-        let mut watched: Vec<PollFd<'_>> =
-            sources.iter().flatten().map(|&(fd, flags)| PollFd::new(fd, flags)).collect();
-        let timeout = self.next_deadline().map_or(PollTimeout::NONE, |at| {
-            // Rounded up, so that the time has come when the wait is over.
-            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-            PollTimeout::try_from(left.min(LOOK_AGAIN)).unwrap_or(PollTimeout::MAX)
-        });
-        match poll(&mut watched, timeout) {
-            Ok(_) => {}
-            Err(Errno::EINTR) => return Ok(Awake::default()),
-            Err(errno) => return Err(Fatal::Call("poll", errno.into())),
-        }
-        let mut ready = watched.iter().map(|one| one.revents().is_some_and(|events| !events.is_empty()));
-        let mut next = |there: bool| there && ready.next().unwrap_or(false);
-        Ok(Awake {
-            signals: next(sources[0].is_some()),
-            spawner: next(sources[1].is_some()),
-            engine: next(sources[2].is_some()),
-            opener: next(sources[3].is_some()),
-            worker: next(sources[4].is_some()),
-            host: next(sources[5].is_some()),
-            manager: next(sources[6].is_some()),
-            news: next(sources[7].is_some()),
-        })
-    }
-
-    fn next_deadline(&self) -> Option<Instant> {
-        let opening = self.opening.as_ref().map(|opening| opening.since + OPEN_LIMIT);
-        // No worker is due while there is no port; the time to look for one is.
-        let look = self.parts.host.port().and_then(Port::next_look).filter(|_| self.worker.is_none());
-        let missing = (self.worker.is_none() && !self.parts.host.is_gone())
-            || (self.opener.is_none() && !self.parts.policy.files.is_empty());
-        let birth =
-            (missing || look.is_some()).then(|| self.parts.family.next_birth().max(look.unwrap_or_else(Instant::now)));
-        let birth = birth.filter(|_| self.stopping.is_none());
-        let now = Instant::now();
-        // The freezer says when it began only once it is at it, and if it then
-        // gets stuck nothing else wakes this loop.
-        let begins = self.freezing.is_some().then(|| now + LOOK_SOON);
-        let thaw = self.thaw_due(now).or(begins);
-        let farewell = self.stopping.filter(|_| self.worker.is_some());
-        let worker = self.worker.as_ref().and_then(Child::given_up_at);
-        let opener = self.opener.as_ref().and_then(Child::given_up_at);
-        let watchdog = self.parts.notify.next();
-        [opening, birth, thaw, farewell, worker, opener, watchdog].into_iter().flatten().min()
-    }
-
-    /// When to thaw by ourselves what is frozen too long; `now` if it is time.
-    fn thaw_due(&self, now: Instant) -> Option<Instant> {
-        let deadline = self.parts.engine.as_ref()?.deadline(self.parts.policy.freeze.limit)?;
-        let next = self.next_limit?;
-        // Asked anew after each wait, none of which is longer; a time from the
-        // state directory may be any.
-        let due = now + deadline.saturating_sub(boottime()).min(2 * LOOK_AGAIN);
-        Some(due.max(next))
-    }
-
-    fn keep_time(&mut self) {
-        let now = Instant::now();
-        if self.opening.as_ref().is_some_and(|opening| now >= opening.since + OPEN_LIMIT) {
-            self.say(Level::Error, "an open took too long; replacing the opener");
-            self.lose_opener();
-        }
-        if self.opener.as_ref().and_then(Child::given_up_at).is_some_and(|until| now >= until) {
-            self.say(Level::Error, "an opener said nothing; replacing it");
-            self.lose_opener();
-        }
-        if self.worker.as_ref().and_then(Child::given_up_at).is_some_and(|until| now >= until) {
-            self.say(Level::Error, "a worker said nothing; replacing it");
-            self.lose_worker();
-        }
-        if self.thaw_due(now).is_some_and(|due| now >= due)
-            && let Some(engine) = &self.parts.engine
-        {
-            self.next_limit = Some(now + LOOK_AGAIN);
-            engine.thaw(Why::TimeLimit);
-        }
-        if self.stopping.is_some_and(|until| now >= until) {
-            self.lose_worker();
-        }
-    }
-
     fn hear_signals(&mut self) {
         while let Ok(Some(signal)) = self.parts.signals.read_signal() {
             match Signal::try_from(signal.ssi_signo.cast_signed()) {
@@ -426,6 +296,3 @@ impl Broker {
         self.parts.voice.say(level, text);
     }
 }
-
-// An open waits for an opener that is being born.
-const _: () = assert!(BIRTH_LIMIT.as_secs() < OPEN_LIMIT.as_secs());

@@ -7,7 +7,7 @@
 
 use std::env;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::thread::{self, sleep};
@@ -55,8 +55,9 @@ pub(crate) fn main(tests: &[Test], roles: &[Role], programs: &[&str]) -> ExitCod
 /// What `main` of a target does whose tests work on virtual machines: each is a
 /// process in mount and PID namespaces of its own, so that nothing it started
 /// or mounted outlives it, but with the machine's own root. As many at a time
-/// as there are processors; what they print is shown if they fail.
-pub(crate) fn main_on_machine(tests: &[Test]) -> ExitCode {
+/// as there are processors; what they print is shown if they fail. `prepare` is
+/// called once, before the first: variables for the tests' environment.
+pub(crate) fn main_on_machine(tests: &[Test], prepare: impl Fn() -> Vec<(&'static str, PathBuf)>) -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("--in-namespace") => {
@@ -67,6 +68,7 @@ pub(crate) fn main_on_machine(tests: &[Test]) -> ExitCode {
         Some("--list") => main(tests, &[], &[]),
         _ => run(tests, &arguments, |chosen| {
             let notes = tempfile::tempdir().expect("a temporary directory");
+            let environment = if chosen.is_empty() { Vec::new() } else { prepare() };
             let waiting = Mutex::new(chosen.iter());
             let results = Mutex::new(Vec::new());
             let next = || waiting.lock().expect("no test panics in here").next();
@@ -74,7 +76,7 @@ pub(crate) fn main_on_machine(tests: &[Test]) -> ExitCode {
                 for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
                     scope.spawn(|| {
                         while let Some((name, _)) = next() {
-                            let passed = passes_on_machine(name, notes.path());
+                            let passed = passes_on_machine(name, notes.path(), &environment);
                             results.lock().expect("no test panics in here").push((*name, passed));
                         }
                     });
@@ -106,7 +108,7 @@ fn print_table(tests: &[&Test], results: &[(&str, bool)], notes: &Path) {
     }
 }
 
-fn passes_on_machine(name: &str, notes: &Path) -> bool {
+fn passes_on_machine(name: &str, notes: &Path, environment: &[(&str, PathBuf)]) -> bool {
     let started = Instant::now();
     let output = notes.join(format!("{name}.output"));
     let file = fs::File::create(&output).expect("a file");
@@ -115,6 +117,7 @@ fn passes_on_machine(name: &str, notes: &Path) -> bool {
         .arg(env::current_exe().expect("the path of this test"))
         .args(["--in-namespace", name])
         .env(NOTE, notes.join(name))
+        .envs(environment.iter().map(|(key, value)| (key, value)))
         .stdin(Stdio::null())
         .stdout(file.try_clone().expect("a second descriptor"))
         .stderr(file)

@@ -69,10 +69,17 @@ pub(crate) fn userland(userland: Userland) -> PathBuf {
     path_by("tests/vm/prepare", &["userland", userland.name()])
 }
 
-/// The static executable that ships, built once for all tests.
+/// Names the executable that a run of the tests has built.
+pub(crate) const EXECUTABLE: &str = "POSTERN_VM_EXECUTABLE";
+
+/// Builds the static executable that ships.
+pub(crate) fn build() -> PathBuf {
+    path_by("packaging/build", &["--static-only"])
+}
+
+/// The executable that ships, of this run.
 pub(crate) fn executable() -> PathBuf {
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| path_by("packaging/build", &["--static-only"])).clone()
+    std::env::var_os(EXECUTABLE).map(PathBuf::from).expect("the run has built it")
 }
 
 /// The Debian package.

@@ -13,7 +13,8 @@ use postern_core::audit::{Mounts, Record, ThawCause};
 use postern_core::catalogue::Command;
 use postern_core::messages::{Answer, Text};
 
-use super::{Broker, LOOK_AGAIN, mounts, path_text, text};
+use super::clocks::LOOK_AGAIN;
+use super::{Broker, mounts, path_text, text};
 use crate::fsfreeze::{Engine, Event, Failure, Filesystem, Note, Status, Why};
 use crate::say::Level;
 

@@ -6,7 +6,8 @@ use std::fmt;
 
 use postern_core::audit::Timestamp;
 
-use super::{Broker, boottime};
+use super::Broker;
+use super::clocks::boottime;
 use crate::fsfreeze::{Engine, Status};
 
 /// How postern stands, as a unit's status shows it.
