@@ -22,7 +22,7 @@ const SECONDS: u32 = 60;
 type Cost = BTreeMap<String, [u64; 3]>;
 
 /// Prints `name wake-ups ticks nanoseconds` for each thread of each agent.
-const LOOK: &str = "for task in $(for pid in $(pidof postern qemu-ga); do echo /proc/$pid/task/*; done); do \
+const LOOK: &str = "for task in $(for pid in $(pgrep ^postern-; pidof qemu-ga); do echo /proc/$pid/task/*; done); do \
      name=$(sed -n 's/^Name:.//p' ${task%/task/*}/status); \
      switches=$(awk '/ctxt_switches/ { all += $2 } END { print all }' $task/status); \
      ticks=$(sed 's/.*) //' $task/stat | awk '{ print $12 + $13 }'); \
@@ -42,7 +42,7 @@ fn look(machine: &mut Machine) -> Cost {
 }
 
 /// What a minute costs each process.
-fn minute(machine: &mut Machine, what: &str) -> Cost {
+fn minute(machine: &mut Machine, what: &str, notes: &mut Vec<String>) -> Cost {
     machine.sh("sleep 5");
     let before = look(machine);
     machine.sh(&format!("sleep {SECONDS}"));
@@ -56,9 +56,7 @@ fn minute(machine: &mut Machine, what: &str) -> Cost {
         .collect();
     for (name, [switches, ticks, nanoseconds]) in &cost {
         let cpu = std::time::Duration::from_nanos(*nanoseconds);
-        runner::note(&format!(
-            "{what}, {SECONDS} s: {name}: {switches} wake-ups, {ticks} CPU ticks ({cpu:?} on a CPU)"
-        ));
+        notes.push(format!("{what}, {SECONDS} s: {name}: {switches} wake-ups, {ticks} CPU ticks ({cpu:?} on a CPU)"));
     }
     cost
 }
@@ -72,6 +70,7 @@ fn ours(cost: &Cost) -> Cost {
 }
 
 fn an_idle_agent_costs_nothing() {
+    let mut notes = Vec::new();
     let setup = installed(Setup::new(LINUX_6_1, Userland::Systemd).with_postern(POLICY), true);
     let mut machine = Machine::boot(&setup);
     machine.sh(INSTALL);
@@ -85,21 +84,22 @@ fn an_idle_agent_costs_nothing() {
             assert_eq!(cost, [0; 3], "{name}: wake-ups, ticks, nanoseconds");
         }
     };
-    let cost = minute(&mut machine, "no host");
+    let cost = minute(&mut machine, "no host", &mut notes);
     nothing(&cost);
     assert!(cost["qemu-ga"][0] > u64::from(SECONDS), "stock is not looked at: {cost:?}");
     // The same host for a minute, which says nothing; on stock's port too.
     let mut host = machine.host();
     let stock = std::os::unix::net::UnixStream::connect(machine.directory.path().join("stock")).expect("QEMU listens");
     host.ping();
-    let cost = minute(&mut machine, "a silent host");
+    let cost = minute(&mut machine, "a silent host", &mut notes);
     nothing(&cost);
     host.ping();
     drop((host, stock));
     // With the service manager's watchdog: half a minute each.
     machine.sh("kill $(cat /run/postern.pid); while kill -0 $(cat /run/postern.pid) 2>/dev/null; do sleep 0.1; done");
     machine.sh("systemctl start postern");
-    let cost = minute(&mut machine, "no host, watchdog of a minute");
+    let cost = minute(&mut machine, "no host, watchdog of a minute", &mut notes);
+    runner::note(&notes.join("; "));
     for (name, [switches, ..]) in ours(&cost) {
         let most = if name == "postern-broker" { 4 } else { 0 };
         assert!(switches <= most, "{name}: {switches} wake-ups");
