@@ -381,3 +381,24 @@ fn every_key_reaches_the_policy() {
     assert!(policy.files[2].optional && !policy.files[0].optional);
     assert_eq!(policy.files[0].types.to_string(), "regular, fifo");
 }
+
+#[test]
+fn a_channel_is_written_as_stock_writes_it() {
+    use postern_core::policy::Vsock;
+    let any = |port| Channel::VsockListen(Vsock { cid: Vsock::ANY, port, peer: Vsock::HOST });
+    for (text, channel) in [
+        ("virtio-serial:/dev/vport0p1", Channel::VirtioSerial("/dev/vport0p1".into())),
+        ("isa-serial:/dev/ttyS0", Channel::IsaSerial("/dev/ttyS0".into())),
+        ("unix-listen:/run/a:b", Channel::UnixListen("/run/a:b".into())),
+        ("vsock-listen:-1:1234", any(1234)),
+        ("vsock-listen:3:1234", Channel::VsockListen(Vsock { cid: 3, port: 1234, peer: Vsock::HOST })),
+    ] {
+        assert_eq!(Channel::from_text(text).as_ref(), Ok(&channel));
+        assert_eq!(channel.to_string(), text);
+    }
+    for text in
+        ["isa-serial:ttyS0", "vsock-listen:1234", "vsock-listen:-2:1", "vsock-listen:3:x", "vsock-listen::1", "tcp:/x", "x"]
+    {
+        assert!(Channel::from_text(text).is_err(), "{text}");
+    }
+}

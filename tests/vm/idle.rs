@@ -101,7 +101,8 @@ fn an_idle_agent_costs_nothing() {
     let cost = minute(&mut machine, "no host, watchdog of a minute", &mut notes);
     runner::note(&notes.join("; "));
     for (name, [switches, ..]) in ours(&cost) {
-        let most = if name == "postern-broker" { 4 } else { 0 };
+        // Two or three pings, each of which may be interrupted.
+        let most = if name == "postern-broker" { 8 } else { 0 };
         assert!(switches <= most, "{name}: {switches} wake-ups");
     }
 }
