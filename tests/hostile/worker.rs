@@ -131,7 +131,6 @@ const SCRIPTS: &[Script] = &[
     script("a frame larger than any", true, |_| raw(&vec![1; 70_000]), "too long"),
     script("a path longer than any", true, |_| raw(&[&[3, 0xff, 0xff][..], &[b'/'; 65_535 - 3]].concat()), "range"),
     script("an open mode that is none", true, |_| raw(&[3, 1, 0, b'/', 99]), "out of range"),
-    script("another side's message", true, |_| raw(&[16]), "out of range"),
     // It was sent for none: before its first word, and after it.
     script("a port unasked", false, |_| with_descriptors(&frame(&Ask::Port {}), 1), "not sent for"),
     script("a port that is none", false, |_| raw(&frame(&Ask::NoPort { errno: 13 })), "not sent for"),
