@@ -35,7 +35,7 @@ const NODES: &str = "/dev";
 /// link a moment after the node.
 const LOOK_FOR: Duration = Duration::from_secs(1);
 /// When a node is tried although the path leads to none.
-const LINK_WAIT: Duration = Duration::from_millis(500);
+const LINK_WAIT: Duration = Duration::from_millis(250);
 /// Most nodes that are remembered to be tried.
 const NODES_MAX: usize = 32;
 /// How often within that time.
