@@ -100,7 +100,7 @@ fn count(machine: &mut Machine, action: &str) -> usize {
 /// the guest's own clock.
 fn served_after(machine: &mut Machine) -> f64 {
     let node = machine.sh(&format!("stat -c %.W $(readlink -f /dev/virtio-ports/{PORT})"));
-    let last = "tac /var/log/postern/audit.jsonl | grep -m1 '\"action\":\"process-started\"' | \
+    let last = "grep '\"action\":\"process-started\"' /var/log/postern/audit.jsonl | tail -n 1 | \
                 sed 's/.*\"@timestamp\":\"\\([^\"]*\\)\".*/\\1/'";
     let confined = machine.sh(&format!("date +%s.%N -d \"$({last})\""));
     let number = |text: &str| text.trim().parse::<f64>().unwrap_or_else(|why| panic!("{why}: {text:?}"));
