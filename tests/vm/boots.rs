@@ -3,12 +3,12 @@
 
 use serde_json::{Value, json};
 
-use crate::guests::{Kernel, LINUX_5_10, LINUX_6_1, LINUX_6_12, NEWEST, Userland};
+use crate::guests::{Kernel, LINUX_5_10, LINUX_6_1, LINUX_6_12, LINUX_6_12_ARM64, NEWEST, Userland};
 use crate::machine::{Machine, Setup, accelerator};
 use crate::support::runner::{self, Test};
 
 /// The quick set first; `POSTERN_VM=all` takes them all.
-const CELLS: [(Kernel, Userland); 9] = [
+const CELLS: [(Kernel, Userland); 10] = [
     (LINUX_6_1, Userland::Busybox),
     (LINUX_6_12, Userland::Busybox),
     (LINUX_6_1, Userland::Systemd),
@@ -18,6 +18,7 @@ const CELLS: [(Kernel, Userland); 9] = [
     (LINUX_6_1, Userland::Sysvinit),
     (LINUX_6_12, Userland::Sysvinit),
     (NEWEST, Userland::Sysvinit),
+    (LINUX_6_12_ARM64, Userland::Busybox),
 ];
 const QUICK: usize = 5;
 
@@ -31,6 +32,7 @@ const TESTS: &[Test] = &[
     ("boots_6_1_sysvinit", in_cell::<6>),
     ("boots_6_12_sysvinit", in_cell::<7>),
     ("boots_newest_sysvinit", in_cell::<8>),
+    ("boots_6_12_busybox_on_aarch64", in_cell::<9>),
 ];
 
 const REFUSALS: &[Test] = &[

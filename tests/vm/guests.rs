@@ -5,6 +5,14 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+/// What a guest's code is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Processor {
+    X86_64,
+    /// Always emulated here; its executable is built by Debian's compilers.
+    Aarch64,
+}
+
 /// A kernel of Debian's, the newest of its series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Kernel {
@@ -14,12 +22,18 @@ pub(crate) struct Kernel {
     /// `landlock(7)`: Linux 5.13 has 1, 6.2 has 3, 6.7 has 4, 6.10 has 5, 6.12
     /// has 6; 6.1 has 2 since 5.19. 7.2's is what it was found to be.
     pub(crate) landlock: u32,
+    pub(crate) processor: Processor,
 }
 
-pub(crate) const LINUX_5_10: Kernel = Kernel { series: "5.10", landlock: 0 };
-pub(crate) const LINUX_6_1: Kernel = Kernel { series: "6.1", landlock: 2 };
-pub(crate) const LINUX_6_12: Kernel = Kernel { series: "6.12", landlock: 6 };
-pub(crate) const NEWEST: Kernel = Kernel { series: "newest", landlock: 10 };
+const fn x86_64(series: &'static str, landlock: u32) -> Kernel {
+    Kernel { series, landlock, processor: Processor::X86_64 }
+}
+
+pub(crate) const LINUX_5_10: Kernel = x86_64("5.10", 0);
+pub(crate) const LINUX_6_1: Kernel = x86_64("6.1", 2);
+pub(crate) const LINUX_6_12: Kernel = x86_64("6.12", 6);
+pub(crate) const NEWEST: Kernel = x86_64("newest", 10);
+pub(crate) const LINUX_6_12_ARM64: Kernel = Kernel { series: "6.12-arm64", landlock: 6, processor: Processor::Aarch64 };
 
 /// A root filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +79,9 @@ pub(crate) fn kernel(kernel: Kernel) -> PathBuf {
 }
 
 /// A raw disk image; not to be written.
-pub(crate) fn userland(userland: Userland) -> PathBuf {
-    path_by("tests/vm/prepare", &["userland", userland.name()])
+pub(crate) fn userland(userland: Userland, processor: Processor) -> PathBuf {
+    let ending = if processor == Processor::Aarch64 { "-arm64" } else { "" };
+    path_by("tests/vm/prepare", &["userland", &format!("{}{ending}", userland.name())])
 }
 
 /// Names the executable that a run of the tests has built.
@@ -78,7 +93,10 @@ pub(crate) fn build() -> PathBuf {
 }
 
 /// The executable that ships, of this run.
-pub(crate) fn executable() -> PathBuf {
+pub(crate) fn executable(processor: Processor) -> PathBuf {
+    if processor == Processor::Aarch64 {
+        return path_by("tests/vm/prepare", &["executable", "aarch64"]);
+    }
     std::env::var_os(EXECUTABLE).map(PathBuf::from).expect("the run has built it")
 }
 

@@ -170,7 +170,7 @@ impl Domain {
         let kernel = crate::guests::kernel(setup.kernel);
         fs::copy(kernel.join("vmlinuz"), libvirt.path("vmlinuz")).expect("a kernel");
         setup.initrd(&kernel, libvirt.directory.path());
-        copy_sparsely(&crate::guests::userland(setup.userland), &libvirt.path("root.raw"));
+        copy_sparsely(&crate::guests::userland(setup.userland, setup.kernel.processor), &libvirt.path("root.raw"));
         let xml = libvirt.path("domain.xml");
         fs::write(&xml, definition(&libvirt, setup.memory)).expect("a definition");
         for name in ["vmlinuz", "initrd", "root.raw", "domain.xml"] {

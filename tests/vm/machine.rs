@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::guests::{self, Kernel, Userland};
+use crate::guests::{self, Kernel, Processor, Userland};
 use crate::shell::Shell;
 use crate::support::agent::Host;
 
@@ -59,7 +59,7 @@ impl Setup {
 
     /// With the executable that ships and a policy; nothing starts it yet.
     pub(crate) fn with_postern(self, policy: &str) -> Self {
-        let executable = fs::read(guests::executable()).expect("the static executable");
+        let executable = fs::read(guests::executable(self.kernel.processor)).expect("the static executable");
         self.file("/usr/bin/postern", executable, 0o711).file("/etc/postern/policy.toml", policy, 0o644)
     }
 
@@ -149,7 +149,7 @@ impl Machine {
         let directory = tempfile::Builder::new().prefix("postern-vm-").tempdir().expect("a temporary directory");
         let mut command = Self::command(setup, directory.path());
         let started = Instant::now();
-        let mut qemu = command.spawn().expect("qemu-system-x86_64");
+        let mut qemu = command.spawn().expect("QEMU");
         let mut qmp = Qmp(connect(&directory.path().join("qmp"), &mut qemu));
         qmp.line();
         let shell = Shell::connect(&directory.path().join("control"), &directory.path().join("console"));
@@ -182,28 +182,30 @@ impl Machine {
         let disk = Self::disk(directory);
         let made = Command::new("qemu-img")
             .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-            .arg(guests::userland(setup.userland))
+            .arg(guests::userland(setup.userland, setup.kernel.processor))
             .arg(&disk)
             .status()
             .expect("qemu-img");
         assert!(made.success(), "qemu-img: {made}");
         let mask = if setup.stock { "" } else { "systemd.mask=qemu-guest-agent.service" };
-        let append = format!("console=ttyS0 quiet panic=-1 {mask} {}", setup.append);
+        let (program, console) = match setup.kernel.processor {
+            Processor::X86_64 => ("qemu-system-x86_64", "ttyS0"),
+            Processor::Aarch64 => ("qemu-system-aarch64", "ttyAMA0"),
+        };
+        let append = format!("console={console} quiet panic=-1 {mask} {}", setup.append);
         let path = |name: &str| directory.join(name).display().to_string();
         let socket = |id: &str| format!("socket,id={id},path={},server=on,wait=off", path(id));
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = Command::new(program);
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-            .args(["-machine", "pc", "-accel", accelerator(), "-smp", "1", "-m", &setup.memory.to_string()])
-            // QEMU 7.2's emulation of cmpxchg16b corrupts a kernel's registers.
-            .args(["-cpu", "qemu64,-cx16,+rdrand"])
+            .args(["-smp", "1", "-m", &setup.memory.to_string()])
             .arg("-kernel")
             .arg(kernel.join("vmlinuz"))
             .arg("-initrd")
             .arg(initrd)
             .args(["-append", &append])
             .args(["-chardev", &format!("file,id=console,path={}", path("console")), "-serial", "chardev:console"])
-            .args(["-chardev", &socket("control"), "-serial", "chardev:control"])
+            .args(["-chardev", &socket("control")])
             .args(["-chardev", &socket("qmp"), "-mon", "chardev=qmp,mode=control"])
             .args(["-drive", &format!("if=none,id=root,format=qcow2,file={}", disk.display())])
             .args(["-device", "virtio-blk-pci,drive=root,id=disk"])
@@ -213,6 +215,16 @@ impl Machine {
             .args(&setup.extra)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
+        match setup.kernel.processor {
+            Processor::X86_64 => command
+                .args(["-machine", "pc", "-accel", accelerator(), "-serial", "chardev:control"])
+                // QEMU 7.2's emulation of cmpxchg16b corrupts a kernel's registers.
+                .args(["-cpu", "qemu64,-cx16,+rdrand"]),
+            // This machine has one serial line of its own.
+            Processor::Aarch64 => command
+                .args(["-machine", "virt", "-accel", "tcg", "-cpu", "cortex-a57"])
+                .args(["-device", "pci-serial,chardev=control"]),
+        };
         command
     }
 
