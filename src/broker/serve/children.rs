@@ -89,6 +89,9 @@ impl Broker {
             if self.worker.as_ref().is_some_and(|worker| worker.id == id) {
                 self.hear_worker()?;
             }
+            if self.opener.as_ref().is_some_and(|opener| opener.id == id) {
+                self.hear_opener()?;
+            }
         }
         if self.worker.as_ref().is_some_and(|worker| worker.id == id) {
             self.lose_worker();
