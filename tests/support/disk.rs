@@ -71,6 +71,14 @@ impl Drop for Disk {
     }
 }
 
+/// One of each kind that a guest's disks have: ext4 at `/a`, xfs at `/b`, btrfs
+/// at `/c`.
+pub(crate) fn one_of_each() -> ([Disk; 3], Vec<Mounted>) {
+    let disks = ["ext4", "xfs", "btrfs"].map(|kind| Disk::small(kind, format!("/{kind}.img")));
+    let mounts = disks.iter().zip(["/a", "/b", "/c"]).map(|(disk, at)| disk.mount(at)).collect();
+    (disks, mounts)
+}
+
 /// A mount of a scratch disk.
 pub(crate) struct Mounted {
     pub(crate) at: PathBuf,
