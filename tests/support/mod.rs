@@ -11,4 +11,5 @@ pub(crate) mod disk;
 pub(crate) mod init;
 pub(crate) mod process;
 pub(crate) mod runner;
+pub(crate) mod terminal;
 pub(crate) mod writers;
