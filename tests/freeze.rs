@@ -22,7 +22,7 @@ use postern_core::confine::{self, BrokerPlan};
 use postern_core::ipc::List;
 use postern_core::messages::Identity;
 use postern_core::sys::fs::FIFREEZE;
-use support::disk::{Disk, Mounted, one_of_each};
+use support::disk::{Disk, Mounted, one_of_each, one_that_fails};
 use support::process::Peer;
 use support::writers::{self, Writers};
 use support::{cell, runner};
@@ -355,19 +355,7 @@ fn what_cannot_be_frozen_is_noted() {
 }
 
 fn a_failure_thaws_all_and_names_the_mount() {
-    // The image is sparse and its tmpfs too small for what is written to it: what
-    // the freeze must flush cannot be.
-    let none: Option<&str> = None;
-    fs::create_dir("/small").expect("a directory");
-    mount(none, "/small", Some("tmpfs"), MsFlags::empty(), Some("size=12m")).expect("a tmpfs");
-    let disk = Disk::small("ext4", "/1.img");
-    let plain = disk.mount("/plain");
-    let broken = Disk::new("ext4", Path::new("/small/broken.img"), 64);
-    let broken = broken.mount("/broken");
-    let last = Disk::small("xfs", "/3.img");
-    let last = last.mount("/last");
-    fs::write("/small/filler", vec![1; 16 << 20]).expect_err("the tmpfs is full now");
-    fs::write(broken.path("data"), vec![7; 8 << 20]).expect("a write that stays in memory");
+    let (_disks, [plain, _broken, last]) = one_that_fails();
     let (state, mut engine) = started();
     let answer = freeze(&mut engine, "freeze");
     assert!(answer.starts_with("failed to freeze /broken: "), "{answer}");

@@ -5,7 +5,6 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 use postern_core::catalogue::CATALOGUE;
 use serde_json::{Value, json};
@@ -14,7 +13,7 @@ use crate::scene::{
     disabled, freeze, frozen_list, own_directory, policy, status, story, story_of_freezes, thaw, verify, with,
 };
 use crate::support::agent::{Home, Host, eventually};
-use crate::support::disk::{Disk, Mounted, one_of_each};
+use crate::support::disk::{Disk, Mounted, one_of_each, one_that_fails};
 use crate::support::runner::{Role, Test};
 use crate::support::writers::{self, Writers};
 
@@ -169,19 +168,7 @@ fn every_kind_of_mount_is_frozen() {
 }
 
 fn one_that_fails_is_named_and_all_is_thawed() {
-    // The image is sparse and its tmpfs too small for what is written to it: what
-    // the freeze must flush cannot be.
-    let none: Option<&str> = None;
-    fs::create_dir("/small").expect("a directory");
-    mount(none, "/small", Some("tmpfs"), MsFlags::empty(), Some("size=12m")).expect("a tmpfs");
-    let disk = Disk::small("ext4", "/1.img");
-    let plain = disk.mount("/plain");
-    let broken = Disk::new("ext4", Path::new("/small/broken.img"), 64);
-    let broken = broken.mount("/broken");
-    let last = Disk::small("xfs", "/3.img");
-    let last = last.mount("/last");
-    fs::write("/small/filler", vec![1; 16 << 20]).expect_err("the tmpfs is full now");
-    fs::write(broken.path("data"), vec![7; 8 << 20]).expect("a write that stays in memory");
+    let (_disks, [plain, _broken, last]) = one_that_fails();
     let home = Home::new();
     let agent = home.start(&policy());
     let mut host = agent.connect();
