@@ -35,7 +35,9 @@ const TESTS: &[Test] = &[
 
 const REFUSALS: &[Test] = &[
     ("refuses_5_10_for_it_has_no_landlock", || refuses(LINUX_5_10, "")),
-    ("refuses_a_kernel_with_landlock_switched_off", || refuses(LINUX_6_12, "lsm=capability,yama")),
+    ("refuses_a_kernel_with_landlock_switched_off", || {
+        refuses(Kernel { landlock: 0, ..LINUX_6_12 }, "lsm=capability,yama")
+    }),
 ];
 
 /// Whether everything was asked for, and not the quick set.
