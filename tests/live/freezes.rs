@@ -209,7 +209,7 @@ fn the_time_limit_thaws() {
             "guest-fsfreeze-thaw done (asked by the host)",
         ]
     );
-    assert!(agent.said().contains("thawed 1 filesystems: the policy's time limit was over"), "{}", agent.said());
+    assert!(agent.said().contains("thawed 1 filesystem: the policy's time limit was over"), "{}", agent.said());
 }
 
 fn a_frozen_agent_ends_in_order() {
