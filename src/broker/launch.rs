@@ -36,7 +36,7 @@ use crate::host::{Host, HostError};
 use crate::log::{self, Log, LogError};
 use crate::notify::Notify;
 use crate::options::Options;
-use crate::say::{Level, Voice};
+use crate::say::{Filesystems, Level, Voice};
 use crate::serve::{Broker, Parts};
 use crate::shutdown::{self, Init, Shutdown};
 
@@ -162,7 +162,7 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
             return Err(Fatal::CannotThaw);
         }
         let count = remembered.filesystems.len();
-        voice.say(Level::Warning, &format!("an earlier run left {count} filesystems frozen; waiting for a thaw"));
+        voice.say(Level::Warning, &format!("an earlier run left {} frozen; waiting for a thaw", Filesystems(count)));
     } else {
         log::prepare_directory(&policy.audit.log, owner.0, owner.1)?;
     }

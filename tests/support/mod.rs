@@ -8,5 +8,8 @@
 pub(crate) mod agent;
 pub(crate) mod cell;
 pub(crate) mod disk;
+pub(crate) mod init;
 pub(crate) mod process;
 pub(crate) mod runner;
+pub(crate) mod terminal;
+pub(crate) mod writers;
