@@ -396,9 +396,15 @@ fn a_channel_is_written_as_stock_writes_it() {
         assert_eq!(Channel::from_text(text).as_ref(), Ok(&channel));
         assert_eq!(channel.to_string(), text);
     }
-    for text in
-        ["isa-serial:ttyS0", "vsock-listen:1234", "vsock-listen:-2:1", "vsock-listen:3:x", "vsock-listen::1", "tcp:/x", "x"]
-    {
+    for text in [
+        "isa-serial:ttyS0",
+        "vsock-listen:1234",
+        "vsock-listen:-2:1",
+        "vsock-listen:3:x",
+        "vsock-listen::1",
+        "tcp:/x",
+        "x",
+    ] {
         assert!(Channel::from_text(text).is_err(), "{text}");
     }
 }
