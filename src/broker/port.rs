@@ -32,6 +32,8 @@ use crate::host::HostError;
 /// Where device nodes appear. The directory of a port's link is made and
 /// removed by udev, so it cannot be watched itself.
 const NODES: &str = "/dev";
+/// What the kernel calls the driver of virtio-serial ports.
+const DRIVER: &str = "virtio-portsdev";
 /// How long after an event in [`NODES`] the path is looked at: udev makes the
 /// link a moment after the node.
 const LOOK_FOR: Duration = Duration::from_secs(1);
@@ -64,16 +66,31 @@ pub(crate) struct Port {
 impl Port {
     /// The place of the port that `channel` is the open node of.
     pub(crate) fn new(path: &Path, channel: BorrowedFd<'_>) -> Result<Self, HostError> {
-        let failed = |why| HostError::Watch(path.to_owned(), why);
         // Before anything can happen to the node.
+        let mut port = Self::watch(path)?;
+        port.driver = driver_of(channel, &port.drivers).ok_or_else(|| HostError::NotAPort(path.to_owned()))?;
+        port.name = name_of(channel);
+        Ok(port)
+    }
+
+    /// The place of a port that is not there, and was: its link bears its name.
+    pub(crate) fn absent(path: &Path) -> Result<Self, HostError> {
+        let mut port = Self::watch(path)?;
+        port.driver = vec![DRIVER.to_owned()];
+        port.name = path.file_name().and_then(|name| Text::new(name.as_encoded_bytes()));
+        port.unplugged();
+        Ok(port)
+    }
+
+    fn watch(path: &Path) -> Result<Self, HostError> {
+        let failed = |why| HostError::Watch(path.to_owned(), why);
         let news = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(failed)?;
         news.add_watch(NODES, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_MOVED_TO)
             .map_err(failed)?;
         let drivers = File::open("/proc/devices")
             .map_err(|why| failed(Errno::from_raw(why.raw_os_error().unwrap_or_default())))?;
-        let driver = driver_of(channel, &drivers).ok_or_else(|| HostError::NotAPort(path.to_owned()))?;
-        let name = name_of(channel);
-        Ok(Self { path: path.to_owned(), news, drivers, driver, name, gone: false, look: None, nodes: Vec::new() })
+        let (driver, nodes) = (Vec::new(), Vec::new());
+        Ok(Self { path: path.to_owned(), news, drivers, driver, name: None, gone: false, look: None, nodes })
     }
 
     pub(crate) fn path(&self) -> &Path {
