@@ -37,7 +37,7 @@ impl Policy {
     /// # Errors
     /// A path that is not absolute and plain, or that a file rule reaches: a host
     /// that writes there would tell postern what is frozen.
-    pub fn move_state(&mut self, directory: PathBuf) -> Result<(), String> {
+    pub fn move_state(&mut self, directory: &Path) -> Result<(), String> {
         // Stock does not mind "//" and "."; ".." may lead anywhere.
         let directory: PathBuf = directory.components().collect();
         if !is_canonical(&directory) {
@@ -129,10 +129,10 @@ mod tests {
         let mut policy = policy(Command::all().collect());
         let before = policy.state.clone();
         for bad in ["state", "/srv/data/state", "/srv", "/srv/data", "/srv/other/../data/state"] {
-            assert!(policy.move_state(bad.into()).is_err(), "{bad}");
+            assert!(policy.move_state(Path::new(bad)).is_err(), "{bad}");
             assert_eq!(policy.state, before);
         }
-        policy.move_state("/srv//./database/".into()).unwrap();
+        policy.move_state(Path::new("/srv//./database/")).unwrap();
         assert_eq!(policy.state, Path::new("/srv/database"));
     }
 }
