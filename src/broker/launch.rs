@@ -176,13 +176,20 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         (None, Some(host)) => host,
         (channel, _) => {
             let channel = channel.as_ref().unwrap_or(&policy.channel);
-            match if service.waits {
-                arrival::await_host(channel, &signals, &voice)?
-            } else {
-                Some(Host::open(channel)?)
-            } {
-                Some(host) => host,
-                None => return Ok(()),
+            match Host::open(channel) {
+                Ok(host) => host,
+                // Somebody must thaw, if only by the time limit.
+                Err(why) if remembered.is_some() => {
+                    let said = format!("no channel yet: {why}");
+                    let host = Host::unplugged(channel, why)?;
+                    voice.say(Level::Warning, &said);
+                    host
+                }
+                Err(_) if service.waits => match arrival::await_host(channel, &signals, &voice)? {
+                    Some(host) => host,
+                    None => return Ok(()),
+                },
+                Err(why) => return Err(why.into()),
             }
         }
     };

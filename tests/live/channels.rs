@@ -19,7 +19,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::sys::termios::{BaudRate, InputFlags, LocalFlags, OutputFlags, cfgetispeed, cfgetospeed, tcgetattr};
 use serde_json::{Value, json};
 
-use crate::scene::{freeze, kill_broker, policy, reply_to, send, start_quietly, start_quietly_by, status, thaw};
+use crate::scene::{freeze, kill_broker, policy, reply_to, send, start_quietly, start_quietly_by, status, thaw, with};
 use crate::support::agent::{Agent, Home, Host, eventually, lives};
 use crate::support::cell;
 use crate::support::disk::Disk;
@@ -41,6 +41,7 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("a_port_that_may_not_be_opened_again_ends_postern", a_port_that_may_not_be_opened_again_ends_postern),
     ("a_freeze_outlives_the_port", a_freeze_outlives_the_port),
+    ("a_freeze_ends_although_broker_and_port_are_gone", a_freeze_ends_although_broker_and_port_are_gone),
     ("a_serial_line_is_raw", a_serial_line_is_raw),
     ("a_serial_line_that_hangs_up_ends_postern", a_serial_line_that_hangs_up_ends_postern),
 ];
@@ -471,6 +472,32 @@ fn a_freeze_outlives_the_port() {
     assert_eq!(ports.ask("{\"execute\": \"guest-fsfreeze-thaw\"}"), "{\"return\": 1}\n");
     assert!(!mounted.is_frozen());
     agent.await_record("host-connected", |_| true);
+}
+
+fn a_freeze_ends_although_broker_and_port_are_gone() {
+    let disk = Disk::small("ext4", "/disk.img");
+    let mounted = disk.mount("/disk");
+    let mut ports = Ports::new();
+    let mut home = Home::new();
+    home.launch = vec!["run".into(), "--channel".into(), format!("virtio-serial:{LINK}")];
+    let agent = home.start(&policy());
+    assert_eq!(ports.ask("{\"execute\": \"guest-fsfreeze-freeze\"}"), "{\"return\": 1}\n");
+    let worker = agent.process("worker", 0);
+    ports.unplug();
+    eventually("the worker ends with its port", || (!lives(worker)).then_some(()));
+    kill_broker(agent);
+    assert!(mounted.is_frozen());
+    // What the service manager starts next has no host to hear "thaw" from, but
+    // the policy's limit.
+    let child = home.command(&with("[freeze]\nlimit = \"1s\"\n")).spawn().expect("the agent");
+    let mut agent = Agent { home: &home, child };
+    eventually("the time limit thaws", || {
+        assert!(agent.child.try_wait().expect("its status").is_none(), "it ended: {}", agent.said());
+        (!mounted.is_frozen()).then_some(())
+    });
+    agent.await_record("guest-fsfreeze-thaw", |record| record["event"]["reason"] == "the time limit passed");
+    agent.signal("broker", Signal::SIGTERM);
+    assert_eq!(agent.ended().code(), Some(0));
 }
 
 fn a_serial_line_is_raw() {

@@ -110,7 +110,8 @@ impl Broker {
         self.note(&Record::ProcessDied { role: gone.role.into(), child: id, end, reason: gone.why });
         // Only a start can show that a barrier is impossible here; later it is
         // the guest that is short of something.
-        self.stillborn = if gone.ready || self.has_stood(gone.role) { 0 } else { self.stillborn + 1 };
+        let unborn = !gone.ready && !gone.blameless && !self.has_stood(gone.role);
+        self.stillborn = if unborn { self.stillborn + 1 } else { 0 };
         if self.stillborn >= STILLBORN && self.stopping.is_none() {
             let who = match gone.role {
                 Role::Opener => "opener",

@@ -67,9 +67,10 @@ impl Broker {
     }
 
     /// The first worker is confined and so is the first opener, if there is to
-    /// be one, and a host can reach us.
+    /// be one, and a host can reach us; or, to thaw, without a port.
     fn is_up(&self) -> bool {
-        self.worker_stood && (self.paths_stood || self.parts.policy.files.is_empty()) && self.has_channel()
+        let stands = self.worker_stood && (self.paths_stood || self.parts.policy.files.is_empty());
+        self.parts.host.is_gone() || (stands && self.has_channel())
     }
 
     /// Whether a host can reach us: a listener waits for it, or the port is here.
