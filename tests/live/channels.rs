@@ -6,12 +6,10 @@ use std::fs::{self, File};
 use std::io::{IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
@@ -20,8 +18,8 @@ use nix::sys::termios::{BaudRate, InputFlags, LocalFlags, OutputFlags, cfgetispe
 use serde_json::{Value, json};
 
 use crate::scene::{freeze, kill_broker, policy, reply_to, send, start_quietly, start_quietly_by, status, thaw, with};
+use crate::support::activation;
 use crate::support::agent::{Agent, Home, Host, eventually, lives};
-use crate::support::cell;
 use crate::support::disk::Disk;
 use crate::support::runner::{Role, Test};
 use crate::support::terminal::{bytes_of_line, line, mount_terminals, pty, raw_pty, readable_within};
@@ -46,7 +44,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_serial_line_that_hangs_up_ends_postern", a_serial_line_that_hangs_up_ends_postern),
 ];
 
-pub(crate) const ROLES: &[Role] = &[("activate", activate)];
+pub(crate) const ROLES: &[Role] = &[activation::ROLE];
 
 // ---- the socket --------------------------------------------------------------
 
@@ -251,27 +249,10 @@ fn a_passed_descriptor_reaches_nobody() {
 
 // ---- socket activation -----------------------------------------------------------
 
-/// Does what a service manager does for one listening socket: puts it at
-/// descriptor 3 and becomes the program. Arguments: the socket's path, how many
-/// sockets to announce, the program and its arguments.
-fn activate(arguments: &[String]) {
-    let [path, count, program, arguments @ ..] = arguments else { panic!("three arguments") };
-    let listener = UnixListener::bind(path).expect("a socket");
-    assert_eq!(listener.as_raw_fd(), 3, "sd_listen_fds(3)");
-    fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty())).expect("no close-on-exec");
-    let mut command = Command::new(program);
-    command.args(arguments).env("LISTEN_PID", std::process::id().to_string()).env("LISTEN_FDS", count);
-    panic!("{}", command.exec());
-}
-
 /// The command that starts this home's agent with a passed socket.
 fn activated(home: &Home, socket: &Path, count: &str) -> Command {
-    let plain = home.command(&policy());
-    let mut command = Command::new(cell::SELF);
-    command.args(["--role", "activate"]).arg(socket).arg(count);
-    command.arg(plain.get_program()).args(plain.get_args());
-    let stderr = File::options().append(true).open(home.path("stderr")).expect("a file for stderr");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+    let mut command = activation::activated(&home.command(&policy()), socket, count);
+    command.stderr(File::options().append(true).open(home.path("stderr")).expect("a file for stderr"));
     command
 }
 

@@ -5,6 +5,7 @@
 //! the tests run on: see [`cell`].
 #![allow(dead_code, reason = "each test target uses its part")]
 
+pub(crate) mod activation;
 pub(crate) mod agent;
 pub(crate) mod cell;
 pub(crate) mod disk;
