@@ -53,7 +53,7 @@ fn options(stock: &Stock, mut policy: Policy) -> Result<Options, String> {
         notes.push(format!("without guest-fsfreeze-thaw these go too: {}", lost.join(", ")));
     }
     if let Some(directory) = &stock.statedir {
-        policy.move_state(Path::new(directory).join(STATE_NAME))?;
+        policy.move_state(&Path::new(directory).join(STATE_NAME))?;
     }
     // A socket that a service manager passed comes before what is written, as
     // with stock.

@@ -6,8 +6,8 @@
 mod support;
 
 use std::collections::VecDeque;
-use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, Write};
+use std::fs::{self, File};
+use std::io::BufRead;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -22,8 +22,9 @@ use postern_core::confine::{self, BrokerPlan};
 use postern_core::ipc::List;
 use postern_core::messages::Identity;
 use postern_core::sys::fs::FIFREEZE;
-use support::disk::{Disk, Mounted};
+use support::disk::{Disk, Mounted, one_of_each, one_that_fails};
 use support::process::Peer;
+use support::writers::{self, Writers};
 use support::{cell, runner};
 
 const PROGRAMS: &[&str] = &["losetup", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "mksquashfs", "unshare"];
@@ -47,7 +48,7 @@ fn main() -> ExitCode {
             ("a_stuck_freeze_is_ended_by_a_thaw", a_stuck_freeze_is_ended_by_a_thaw),
             ("a_freeze_stuck_on_itself_is_ended_by_a_thaw", a_freeze_stuck_on_itself_is_ended_by_a_thaw),
         ],
-        &[("engine", engine), ("write", write)],
+        &[("engine", engine), writers::ROLE],
         PROGRAMS,
     )
 }
@@ -146,17 +147,6 @@ fn shown(event: &Event) -> String {
     parts.join("; ")
 }
 
-/// Opens a file, says so, and at the next line writes to it and syncs.
-fn write(arguments: &[String]) {
-    let mut file = OpenOptions::new().create(true).append(true).open(&arguments[0]).expect("the file");
-    file.sync_all().expect("the first sync");
-    println!("open");
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line).expect("the word to go on");
-    file.write_all(b"written").expect("a write");
-    file.sync_all().expect("a sync");
-}
-
 // ---- helpers -----------------------------------------------------------------
 
 /// A state directory that belongs to the engine's account.
@@ -193,34 +183,18 @@ fn thaw(engine: &mut Peer) -> String {
 // ---- tests -------------------------------------------------------------------
 
 fn a_writer_blocks_on_each_kind_until_the_thaw() {
-    let disks = ["ext4", "xfs", "btrfs"].map(|kind| Disk::small(kind, format!("/{kind}.img")));
-    let mounts: Vec<Mounted> = disks.iter().zip(["/a", "/b", "/c"]).map(|(disk, at)| disk.mount(at)).collect();
+    let (_disks, mounts) = one_of_each();
     let (state, mut engine) = started();
-    let mut writers: Vec<(Peer, PathBuf)> = mounts
-        .iter()
-        .map(|mount| {
-            let path = mount.path("file");
-            let mut writer = Peer::role("write", &[path.to_str().expect("a plain path")]);
-            assert_eq!(writer.hear(), "open");
-            (writer, path)
-        })
-        .collect();
+    let mut writers = Writers::on(&mounts);
     assert_eq!(engine.ask("state"), "Thawed false");
     assert_eq!(freeze(&mut engine, "freeze"), "frozen /c /b /a");
     assert_eq!(engine.ask("state"), "Frozen true");
     assert!(state.join(FROZEN_FILE).exists());
     assert!(mounts.iter().all(Mounted::is_frozen));
-    for (writer, path) in &mut writers {
-        writer.say("go");
-        writer.wait_until_blocked();
-        assert_eq!(fs::metadata(&path).expect("the file").len(), 0);
-    }
+    writers.are_held_up();
     assert_eq!(engine.ask("freeze"), "filesystems are frozen already; thaw them first");
     assert_eq!(thaw(&mut engine), "thawed /a /b /c");
-    for (writer, path) in &mut writers {
-        assert!(writer.succeeds());
-        assert_eq!(fs::read_to_string(&path).expect("the file"), "written");
-    }
+    writers.finish();
     assert_eq!(engine.ask("state"), "Thawed false");
     assert!(!state.join(FROZEN_FILE).exists());
     assert_eq!(thaw(&mut engine), "thawed");
@@ -381,19 +355,7 @@ fn what_cannot_be_frozen_is_noted() {
 }
 
 fn a_failure_thaws_all_and_names_the_mount() {
-    // The image is sparse and its tmpfs too small for what is written to it: what
-    // the freeze must flush cannot be.
-    let none: Option<&str> = None;
-    fs::create_dir("/small").expect("a directory");
-    mount(none, "/small", Some("tmpfs"), MsFlags::empty(), Some("size=12m")).expect("a tmpfs");
-    let disk = Disk::small("ext4", "/1.img");
-    let plain = disk.mount("/plain");
-    let broken = Disk::new("ext4", Path::new("/small/broken.img"), 64);
-    let broken = broken.mount("/broken");
-    let last = Disk::small("xfs", "/3.img");
-    let last = last.mount("/last");
-    fs::write("/small/filler", vec![1; 16 << 20]).expect_err("the tmpfs is full now");
-    fs::write(broken.path("data"), vec![7; 8 << 20]).expect("a write that stays in memory");
+    let (_disks, [plain, _broken, last]) = one_that_fails();
     let (state, mut engine) = started();
     let answer = freeze(&mut engine, "freeze");
     assert!(answer.starts_with("failed to freeze /broken: "), "{answer}");

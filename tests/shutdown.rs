@@ -1,24 +1,14 @@
 //! Shutting down, by the broker's code under the broker's real confinement,
 //! before a fake process 1. Needs root. Each test runs in a cell, and each init
-//! is process 1 of a PID namespace inside it; `reboot(2)` in there ends that
-//! namespace: its process 1 dies of SIGHUP (restart) or SIGINT (halt, power off),
-//! see `reboot_pid_ns` in the kernel. The machine's init and kernel are never
-//! reached: see [`not_the_machine`].
+//! is process 1 of a PID namespace inside it: see `support::init`.
 
 mod support;
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 
 use nix::libc;
-use nix::sys::signal::SigSet;
-use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::stat::Mode;
-use nix::unistd::mkfifo;
 use postern_broker::shutdown::{Act, Init, Shutdown, reboot_commands, signals};
 use postern_core::confine::filters::BrokerNeeds;
 use postern_core::confine::{self, BrokerPlan, ConfineError};
@@ -26,6 +16,7 @@ use postern_core::ipc::List;
 use postern_core::messages::Identity;
 use postern_core::policy::{self, ShutdownMethod, ShutdownMode};
 use postern_core::sys;
+use support::init::{self as inits, Inbox, Kind, halt_is, not_the_machine, runlevel};
 use support::{cell, runner};
 
 fn main() -> ExitCode {
@@ -49,14 +40,7 @@ fn main() -> ExitCode {
 /// A fake process 1: starts the asker with its own arguments, then tells what
 /// reached it, one fact per line.
 fn init(arguments: &[String]) {
-    assert_eq!(std::process::id(), 1, "a fake process 1");
-    // Blocked signals reach even process 1, which ignores what it has no handler
-    // for.
-    let every = SigSet::all();
-    every.thread_block().expect("blocking signals");
-    let inbox = SignalFd::with_flags(&every, SfdFlags::SFD_NONBLOCK).expect("a signalfd");
-    let fifo = Path::new("/run/initctl");
-    let mut fifo = fifo.exists().then(|| open_fifo(fifo));
+    let mut inbox = Inbox::open();
     let output = Command::new(cell::SELF)
         .args(["--role", "ask"])
         .args(arguments)
@@ -67,53 +51,15 @@ fn init(arguments: &[String]) {
     if let Some(signal) = output.status.signal() {
         println!("asker died of {signal}");
     }
-    while let Some(info) = inbox.read_signal().expect("the signalfd") {
-        // The asker's own end is no message.
-        if info.ssi_signo.cast_signed() != libc::SIGCHLD {
-            println!("signal {}", info.ssi_signo);
-        }
-    }
-    if let Some(fifo) = &mut fifo {
-        let mut bytes = [0; 4096];
-        let length = fifo.read(&mut bytes).unwrap_or(0);
-        bytes[..length].chunks(384).for_each(|request| println!("{}", shown(request)));
-    }
-}
-
-/// Both ends, as sysvinit opens it, so that it never reads as ended.
-fn open_fifo(path: &Path) -> File {
-    OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path).expect("the FIFO")
-}
-
-/// One `struct init_request` in words.
-fn shown(request: &[u8]) -> String {
-    let number = |at: usize| i32::from_ne_bytes(request[at..at + 4].try_into().expect("an int"));
-    let data = &request[16..];
-    let text = data.split(|&byte| byte == 0).next().unwrap_or_default();
-    let rest = &data[text.len()..];
-    assert!(rest.iter().all(|&byte| byte == 0), "nothing behind the text");
-    format!(
-        "request of {} bytes: magic {:#010x} cmd {} runlevel {} data '{}'",
-        request.len(),
-        number(0),
-        number(4),
-        char::from(u8::try_from(number(8)).expect("a character")).escape_default(),
-        String::from_utf8_lossy(text)
-    )
-}
-
-/// Panics unless process 1 of this PID namespace is the fake one: then neither
-/// kill(1) nor `reboot(2)` can mean the machine.
-fn not_the_machine() {
-    let first = fs::read_to_string("/proc/1/cmdline").expect("who is process 1");
-    assert!(first.contains("\0--role\0init\0"), "process 1 is {first:?}, not the test's");
-    assert_eq!(nix::unistd::getppid().as_raw(), 1);
+    inbox.signals().iter().for_each(|info| println!("signal {}", info.ssi_signo));
+    inbox.requests().iter().for_each(|request| println!("{request}"));
 }
 
 /// The broker's part. Arguments: method, allowed modes (comma-separated),
 /// wanted mode or `force:` and what to try past the code.
 fn ask(arguments: &[String]) {
     not_the_machine();
+    assert_eq!(nix::unistd::getppid().as_raw(), 1);
     let modes: Vec<ShutdownMode> = arguments[1].split(',').filter_map(ShutdownMode::from_name).collect();
     let method = match arguments[0].as_str() {
         "init" => ShutdownMethod::Init,
@@ -164,41 +110,9 @@ fn ask(arguments: &[String]) {
 /// Every mode, as an argument.
 const ALL: &str = "powerdown,halt,reboot";
 
-/// Which init is faked, by the marks that real ones have.
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
-    Systemd,
-    Busybox,
-    Sysvinit,
-    Unknown,
-}
-
 /// What reached an init of this kind, and how it ended.
 fn stage(kind: Kind, method: &str, modes: &str, wanted: &str) -> (Vec<String>, ExitStatus) {
-    let _ = fs::remove_dir_all("/run/systemd");
-    let _ = fs::remove_file("/run/initctl");
-    let mut program = cell::SELF;
-    match kind {
-        Kind::Systemd => {
-            fs::create_dir_all("/run/systemd/system").expect("systemd's mark");
-            // As on a real guest; it must not be mistaken for sysvinit's.
-            mkfifo("/run/initctl", Mode::S_IRWXU).expect("a FIFO");
-        }
-        Kind::Busybox => {
-            program = "/bin/busybox";
-            fs::copy(cell::SELF, program).expect("busybox's mark");
-        }
-        Kind::Sysvinit => mkfifo("/run/initctl", Mode::S_IRWXU).expect("sysvinit's mark"),
-        Kind::Unknown => {}
-    }
-    let output = Command::new("/bin/unshare")
-        .args(["--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--", program])
-        .args(["--role", "init", method, modes, wanted])
-        .stderr(Stdio::inherit())
-        .output()
-        .expect("unshare");
-    let heard = String::from_utf8(output.stdout).expect("text");
-    (heard.lines().map(str::to_owned).collect(), output.status)
+    inits::stage(kind, "/tmp", &[method, modes, wanted])
 }
 
 /// As [`stage`], for an init that lives on.
@@ -228,16 +142,13 @@ fn busybox_gets_its_signals() {
 }
 
 fn sysvinit_gets_its_requests() {
-    let runlevel = |level| format!("request of 384 bytes: magic 0x03091969 cmd 1 runlevel {level} data ''");
-    let variable =
-        |value| format!("request of 384 bytes: magic 0x03091969 cmd 6 runlevel \\u{{0}} data 'INIT_HALT={value}'");
     assert_eq!(
         heard(Kind::Sysvinit, "init", ALL, "powerdown"),
-        ["sysvinit", "Fifo(Powerdown): Ok(())", &variable("POWEROFF"), &runlevel(0)]
+        ["sysvinit", "Fifo(Powerdown): Ok(())", &halt_is("POWEROFF"), &runlevel(0)]
     );
     assert_eq!(
         heard(Kind::Sysvinit, "auto", ALL, "halt"),
-        ["sysvinit", "Fifo(Halt): Ok(())", &variable("HALT"), &runlevel(0)]
+        ["sysvinit", "Fifo(Halt): Ok(())", &halt_is("HALT"), &runlevel(0)]
     );
     assert_eq!(heard(Kind::Sysvinit, "init", ALL, "reboot"), ["sysvinit", "Fifo(Reboot): Ok(())", &runlevel(6)]);
 }

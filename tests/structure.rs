@@ -124,19 +124,22 @@ fn imports_in_the_core_go_one_way() {
 #[test]
 fn every_file_says_what_it_is_and_is_short() {
     /// Longer files, with the reason.
-    const LONG: [(&str, &str); 5] = [
+    const LONG: [(&str, &str); 3] = [
         ("src/core/messages.rs", "every message of four pairs of processes, side by side"),
         ("src/worker/qga/frame.rs", "one lexer; its states belong together"),
         ("src/broker/fsfreeze/engine.rs", "one state machine and its two threads"),
-        ("src/core/policy/written/check.rs", "one pass over the policy"),
-        ("src/core/audit/ecs.rs", "one table of records and their fields"),
     ];
+    for path in ["src", "tests", "benches", "packaging"].into_iter().flat_map(sources) {
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("//!"), "{} does not say what it is", shown(&path));
+    }
     for path in sources("src") {
         let text = fs::read_to_string(&path).unwrap();
         let name = shown(&path);
-        assert!(text.starts_with("//!"), "{name} does not say what it is");
         let lines = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default().lines().count();
-        assert!(lines <= 420 || LONG.iter().any(|(long, _)| *long == name), "{name} has {lines} lines");
+        let excused = LONG.iter().any(|(long, _)| *long == name);
+        assert!(lines <= 420 || excused, "{name} has {lines} lines");
+        assert!(lines > 420 || !excused, "{name} is no longer long");
     }
 }
 

@@ -63,5 +63,5 @@ fn main() -> ExitCode {
         virsh::TESTS,
     ]
     .concat();
-    runner::main_on_machine(&tests, || vec![(guests::EXECUTABLE, guests::build())])
+    runner::main_on_machine(&tests, machine::COLUMNS, || vec![(guests::EXECUTABLE, guests::build())])
 }

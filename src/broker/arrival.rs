@@ -49,9 +49,10 @@ impl Arrival {
     /// As inotify(7): mostly that there are too many.
     fn watch(path: &Path) -> Result<Self, Errno> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        // Not what is done to things that are there: in /dev any account may set
+        // the times of some, and it would be root that is woken each time.
         let directory = AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_MOVED_TO
-            | AddWatchFlags::IN_ATTRIB
             | AddWatchFlags::IN_DELETE_SELF
             | AddWatchFlags::IN_MOVE_SELF
             | AddWatchFlags::IN_ONLYDIR;

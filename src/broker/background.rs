@@ -206,6 +206,9 @@ fn errno_of(why: &io::Error) -> Errno {
 fn own_file(path: &Path, flags: OFlag) -> Result<File, OwnFileError> {
     let failed = |errno| OwnFileError::Io(path.to_owned(), errno);
     let refused = |what| OwnFileError::Unsafe(path.to_owned(), what);
+    if leads_through_others(path) {
+        return Err(refused("in a directory that another user can change"));
+    }
     let more = OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let opened = nix::fcntl::open(path, flags | more, Mode::S_IRUSR | Mode::S_IWUSR);
     let file = match opened {
@@ -233,8 +236,27 @@ fn own_file(path: &Path, flags: OFlag) -> Result<File, OwnFileError> {
     Ok(file)
 }
 
+/// Whether another account could lead this path elsewhere: by a directory or a
+/// link of its own on the way, or in a directory that all may write, but for one
+/// in which each keeps what is his. Groups are let pass, as for `/var/log` on
+/// some distributions.
+fn leads_through_others(path: &Path) -> bool {
+    let me = nix::unistd::geteuid().as_raw();
+    let others = |step: &Path| {
+        fs::symlink_metadata(step).is_ok_and(|facts| {
+            let open = facts.is_dir() && facts.mode() & 0o1002 == 0o002;
+            (facts.uid() != 0 && facts.uid() != me) || open
+        })
+    };
+    let Some(directory) = path.parent() else { return false };
+    let resolved = fs::canonicalize(directory).unwrap_or_default();
+    directory.ancestors().chain(resolved.ancestors()).any(others)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -253,6 +275,38 @@ mod tests {
         assert_eq!(fs::read_to_string(path("target")).unwrap(), "kept");
         assert_eq!(fs::read_to_string(path("one")).unwrap(), "kept");
         assert!(matches!(pidfile(&path("missing/pid")), Err(OwnFileError::Io(_, Errno::ENOENT))));
+    }
+
+    #[test]
+    fn no_way_through_somebody_elses_directory_is_taken() {
+        if !nix::unistd::geteuid().is_root() {
+            assert!(std::env::var_os("CI").is_none(), "needs root");
+            return println!("NOT RUN: needs root");
+        }
+        let home = tempfile::tempdir().unwrap();
+        let path = |name: &str| home.path().join(name);
+        for name in ["ours", "theirs", "open", "sticky"] {
+            fs::create_dir(path(name)).unwrap();
+            fs::write(path(name).join("file"), "kept").unwrap();
+        }
+        std::os::unix::fs::symlink(path("ours"), path("link")).unwrap();
+        std::os::unix::fs::symlink(path("ours"), path("own link")).unwrap();
+        let nobody = Some(65534);
+        std::os::unix::fs::lchown(path("link"), nobody, nobody).unwrap();
+        std::os::unix::fs::lchown(path("theirs"), nobody, nobody).unwrap();
+        std::os::unix::fs::symlink(path("theirs"), path("link to theirs")).unwrap();
+        let mode = |name, mode| fs::set_permissions(path(name), fs::Permissions::from_mode(mode)).unwrap();
+        mode("open", 0o777);
+        mode("sticky", 0o1777);
+        for name in ["link", "theirs", "open", "link to theirs"] {
+            let file = path(name).join("file");
+            assert!(matches!(pidfile(&file), Err(OwnFileError::Unsafe(..))), "{name}");
+            assert!(matches!(logfile(&file), Err(OwnFileError::Unsafe(..))), "{name}");
+            assert_eq!(fs::read_to_string(&file).unwrap(), "kept", "{name}");
+        }
+        for name in ["ours", "own link", "sticky"] {
+            logfile(&path(name).join("file")).unwrap_or_else(|why| panic!("{name}: {why}"));
+        }
     }
 
     #[test]

@@ -170,6 +170,19 @@ impl Host {
         }
     }
 
+    /// The channel that can't be opened now, as one whose port was unplugged.
+    ///
+    /// # Errors
+    /// `why`, if it is no port or not away; see [`HostError`].
+    pub(crate) fn unplugged(channel: &Channel, why: HostError) -> Result<Self, HostError> {
+        match channel {
+            Channel::VirtioSerial(path) if why.may_pass() => {
+                Ok(Self { place: Place::Port(Port::absent(path)?), current: None })
+            }
+            _ => Err(why),
+        }
+    }
+
     /// The socket that a service manager passed, if this process was activated
     /// by one: `LISTEN_PID` names it and `LISTEN_FDS` is 1.
     ///

@@ -11,7 +11,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -23,11 +23,11 @@ use postern_core::audit::Run;
 use postern_core::catalogue::Act;
 use postern_core::confine::filters::{BrokerNeeds, OPEN_DIRECTORY};
 use postern_core::confine::{self, BrokerPlan, ConfineError, caps};
-use postern_core::ipc::List;
 use postern_core::messages::{BIRTH_LIMIT, Identity, SpawnerReport};
-use postern_core::policy::{Account, Policy};
+use postern_core::policy::Policy;
 use postern_core::sys::{descriptors, process};
 
+use crate::accounts::{self, accounts};
 use crate::arrival;
 use crate::background::{self, OwnFileError, Starter};
 use crate::family::Family;
@@ -36,7 +36,7 @@ use crate::host::{Host, HostError};
 use crate::log::{self, Log, LogError};
 use crate::notify::Notify;
 use crate::options::Options;
-use crate::say::{Level, Voice};
+use crate::say::{Filesystems, Level, Voice};
 use crate::serve::{Broker, Parts};
 use crate::shutdown::{self, Init, Shutdown};
 
@@ -162,7 +162,7 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
             return Err(Fatal::CannotThaw);
         }
         let count = remembered.filesystems.len();
-        voice.say(Level::Warning, &format!("an earlier run left {count} filesystems frozen; waiting for a thaw"));
+        voice.say(Level::Warning, &format!("an earlier run left {} frozen; waiting for a thaw", Filesystems(count)));
     } else {
         log::prepare_directory(&policy.audit.log, owner.0, owner.1)?;
     }
@@ -176,13 +176,20 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         (None, Some(host)) => host,
         (channel, _) => {
             let channel = channel.as_ref().unwrap_or(&policy.channel);
-            match if service.waits {
-                arrival::await_host(channel, &signals, &voice)?
-            } else {
-                Some(Host::open(channel)?)
-            } {
-                Some(host) => host,
-                None => return Ok(()),
+            match Host::open(channel) {
+                Ok(host) => host,
+                // Somebody must thaw, if only by the time limit.
+                Err(why) if remembered.is_some() => {
+                    let said = format!("no channel yet: {why}");
+                    let host = Host::unplugged(channel, why)?;
+                    voice.say(Level::Warning, &said);
+                    host
+                }
+                Err(_) if service.waits => match arrival::await_host(channel, &signals, &voice)? {
+                    Some(host) => host,
+                    None => return Ok(()),
+                },
+                Err(why) => return Err(why.into()),
             }
         }
     };
@@ -192,12 +199,13 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         voice.say(Level::Info, &format!("init is {}", init.name()));
     }
 
-    let (family, landlock_abi) = found_family(accounts.as_ref().map(|(worker, _)| identity(worker, &policy)))?;
+    let (family, landlock_abi) =
+        found_family(accounts.as_ref().map(|(worker, _)| accounts::identity(worker, &policy)))?;
     voice.say(Level::Info, &format!("the kernel has Landlock ABI {landlock}; {landlock_abi} is enforced"));
 
     let known = !matches!(init, Init::Unknown);
     let capabilities = if privileged { caps::broker(&policy, known) } else { Vec::new() };
-    let broker_account = accounts.as_ref().map(|(_, broker)| identity_alone(broker));
+    let broker_account = accounts.as_ref().map(|(_, broker)| accounts::identity_alone(broker));
     confine::broker_identity(broker_account.as_ref(), &capabilities)?;
 
     let run = Run {
@@ -233,73 +241,6 @@ const UNPRIVILEGED: &str = "started without root: broker, worker and opener shar
 
 fn own_ids() -> (u32, u32) {
     (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
-}
-
-/// Worker's and broker's account, neither used by anybody else.
-fn accounts(policy: &Policy) -> Result<(Account, Account), Fatal> {
-    let missing = |which: &str| {
-        Fatal::Account(format!(
-            "the policy's {which} account does not exist; make it with: \
-             useradd --system --no-create-home --shell /usr/sbin/nologin NAME"
-        ))
-    };
-    let worker = policy.identities.worker.clone().ok_or_else(|| missing("worker"))?;
-    let broker = policy.identities.broker.clone().ok_or_else(|| missing("broker"))?;
-    for account in [&worker, &broker] {
-        // One that was killed a moment ago may still be on its way out.
-        let since = Instant::now();
-        while let Some(pid) = process_of(account.uid)? {
-            if since.elapsed() < DYING {
-                std::thread::sleep(Duration::from_millis(20));
-                continue;
-            }
-            return Err(Fatal::Account(format!(
-                "account {} (uid {}) is in use by process {pid}; postern needs accounts of its own, for processes of \
-                 one account can disturb each other",
-                account.name, account.uid
-            )));
-        }
-    }
-    Ok((worker, broker))
-}
-
-/// How long an earlier postern that was killed may take to be gone.
-const DYING: Duration = Duration::from_secs(3);
-
-/// SIGKILL's bit in the sets of `proc_pid_status(5)`.
-const SIGKILL_PENDING: u64 = 1 << (Signal::SIGKILL as u64 - 1);
-
-/// A process that runs as `uid`, if there is one. What is dead, killed or on its
-/// way out does not count: broker, opener and the spawner that waits for it may
-/// stay so for as long as something is frozen, and only a successor can thaw.
-fn process_of(uid: u32) -> Result<Option<u32>, Fatal> {
-    for entry in fs::read_dir("/proc").map_err(call("listing /proc"))? {
-        let Ok(entry) = entry else { continue };
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        // The directory of a process that is not dumpable is root's; its status
-        // tells the truth. A process that ended meanwhile has none.
-        let Ok(status) = fs::read_to_string(entry.path().join("status")) else { continue };
-        let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim_start();
-        let pends = |set| u64::from_str_radix(field(set), 16).is_ok_and(|pending| pending & SIGKILL_PENDING != 0);
-        // Who has no memory any more is exiting or dead.
-        if pends("SigPnd:") || pends("ShdPnd:") || field("VmSize:").is_empty() {
-            continue;
-        }
-        let uids = field("Uid:");
-        if uids.split_ascii_whitespace().any(|field| field.parse() == Ok(uid)) {
-            return Ok(Some(pid));
-        }
-    }
-    Ok(None)
-}
-
-fn identity(account: &Account, policy: &Policy) -> Identity {
-    let groups = List::new(policy.identities.groups.clone()).unwrap_or_default();
-    Identity { uid: account.uid, gid: account.gid, groups }
-}
-
-fn identity_alone(account: &Account) -> Identity {
-    Identity { uid: account.uid, gid: account.gid, groups: List::default() }
 }
 
 fn state_failed(path: &Path, why: &dyn std::fmt::Display) -> Fatal {

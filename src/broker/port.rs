@@ -13,6 +13,7 @@
 //! Trust: the path is the policy's. Who may write `/dev` is root of the guest.
 //! A descriptor that a worker brings is asked what it is.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
 use nix::sys::stat::SFlag;
 use postern_core::messages::{Answer, Text, WirePath};
 use postern_core::sys::descriptors;
@@ -31,6 +32,8 @@ use crate::host::HostError;
 /// Where device nodes appear. The directory of a port's link is made and
 /// removed by udev, so it cannot be watched itself.
 const NODES: &str = "/dev";
+/// What the kernel calls the driver of virtio-serial ports.
+const DRIVER: &str = "virtio-portsdev";
 /// How long after an event in [`NODES`] the path is looked at: udev makes the
 /// link a moment after the node.
 const LOOK_FOR: Duration = Duration::from_secs(1);
@@ -63,16 +66,31 @@ pub(crate) struct Port {
 impl Port {
     /// The place of the port that `channel` is the open node of.
     pub(crate) fn new(path: &Path, channel: BorrowedFd<'_>) -> Result<Self, HostError> {
-        let failed = |why| HostError::Watch(path.to_owned(), why);
         // Before anything can happen to the node.
+        let mut port = Self::watch(path)?;
+        port.driver = driver_of(channel, &port.drivers).ok_or_else(|| HostError::NotAPort(path.to_owned()))?;
+        port.name = name_of(channel);
+        Ok(port)
+    }
+
+    /// The place of a port that is not there, and was: its link bears its name.
+    pub(crate) fn absent(path: &Path) -> Result<Self, HostError> {
+        let mut port = Self::watch(path)?;
+        port.driver = vec![DRIVER.to_owned()];
+        port.name = path.file_name().and_then(|name| Text::new(name.as_encoded_bytes()));
+        port.unplugged();
+        Ok(port)
+    }
+
+    fn watch(path: &Path) -> Result<Self, HostError> {
+        let failed = |why| HostError::Watch(path.to_owned(), why);
         let news = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(failed)?;
         news.add_watch(NODES, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_MOVED_TO)
             .map_err(failed)?;
         let drivers = File::open("/proc/devices")
             .map_err(|why| failed(Errno::from_raw(why.raw_os_error().unwrap_or_default())))?;
-        let driver = driver_of(channel, &drivers).ok_or_else(|| HostError::NotAPort(path.to_owned()))?;
-        let name = name_of(channel);
-        Ok(Self { path: path.to_owned(), news, drivers, driver, name, gone: false, look: None, nodes: Vec::new() })
+        let (driver, nodes) = (Vec::new(), Vec::new());
+        Ok(Self { path: path.to_owned(), news, drivers, driver, name: None, gone: false, look: None, nodes })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -88,18 +106,19 @@ impl Port {
         self.news.as_fd()
     }
 
-    /// Takes in what happened in `/dev`.
+    /// Takes in what happened in `/dev`, one read of it: any account makes
+    /// events there, by setting the times of `/dev/null`, and may be faster than
+    /// this.
     pub(crate) fn hear(&mut self) {
-        while let Ok(events) = self.news.read_events() {
-            if events.is_empty() {
-                break;
-            }
-            let names = events.into_iter().filter_map(|event| event.name);
-            let nodes = names.filter(|name| name.as_encoded_bytes().starts_with(b"vport"));
-            for node in nodes.map(|name| Path::new(NODES).join(name)) {
-                if self.gone && self.nodes.len() < NODES_MAX && !self.nodes.contains(&node) {
-                    self.nodes.push(node);
-                }
+        let events = self.news.read_events().unwrap_or_default();
+        if !events.iter().any(is_of_a_port) {
+            return;
+        }
+        let names = events.into_iter().filter_map(|event| event.name);
+        let nodes = names.filter(|name| is_node(name));
+        for node in nodes.map(|name| Path::new(NODES).join(name)) {
+            if self.gone && self.nodes.len() < NODES_MAX && !self.nodes.contains(&node) {
+                self.nodes.push(node);
             }
         }
         self.look_again();
@@ -114,8 +133,10 @@ impl Port {
     /// Looks at the path for a while, if the port is gone.
     pub(crate) fn look_again(&mut self) {
         let now = Instant::now();
-        // Not at once: a node that is being removed is still there.
-        self.look = self.gone.then(|| (now + LOOK_EVERY, now));
+        // Not at once: a node that is being removed is still there. Nor later
+        // than it was to be, or enough news would put it off for ever.
+        let next = self.look.map_or(now + LOOK_EVERY, |(next, _)| next.min(now + LOOK_EVERY));
+        self.look = self.gone.then_some((next, now));
     }
 
     /// When to look next.
@@ -164,6 +185,17 @@ impl Port {
         self.nodes.clear();
         Ok(())
     }
+}
+
+/// Whether this may tell of a port. Only root makes anything in [`NODES`]; what
+/// is there already is changed by others too, but for a port's node.
+fn is_of_a_port(event: &InotifyEvent) -> bool {
+    let new = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_Q_OVERFLOW;
+    event.mask.intersects(new) || event.name.as_deref().is_some_and(is_node)
+}
+
+fn is_node(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b"vport")
 }
 
 /// Whether an open virtio-serial port has been unplugged, by the kernel's word:
@@ -291,11 +323,43 @@ mod tests {
         assert!(looks > 1);
         port.path = "/dev/null".into();
         assert!(port.is_back().is_none(), "nobody looks");
+        let there = tempfile::tempdir().expect("a directory");
+        port.news.add_watch(there.path(), AddWatchFlags::IN_CREATE).expect("a watch");
+        fs::write(there.path().join("node"), "").expect("a node");
         port.hear();
         std::thread::sleep(LOOK_EVERY);
         let order = Answer::OpenPort { path: WirePath::cut(b"/dev/null"), name: None };
         assert_eq!(port.is_back(), Some(order));
         assert!(port.next_look().is_none(), "it says so once");
+    }
+
+    #[test]
+    fn what_any_account_can_do_in_dev_holds_nothing_up() {
+        use nix::sys::stat::futimens;
+        use nix::sys::time::TimeSpec;
+        // All may write these, so all may set their times. Two, for the kernel
+        // makes one of equal events.
+        let open = |path| File::options().write(true).open(path).unwrap_or_else(|why| panic!("{path}: {why}"));
+        let nodes = [open("/dev/null"), open("/dev/zero")];
+        let touch = |node: &File| futimens(node, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_NOW).expect("its times");
+        let mut port = Port::new(Path::new("/dev/null"), nodes[0].as_fd()).expect("a place");
+        port.unplugged();
+        let found = (0..1000).find_map(|_| {
+            touch(&nodes[0]);
+            port.hear();
+            std::thread::sleep(Duration::from_millis(1));
+            touch(&nodes[1]);
+            port.hear();
+            port.is_back()
+        });
+        assert!(found.is_some(), "nobody ever looks");
+        assert!(port.next_look().is_none());
+        // Whoever is faster than the broker does not keep it.
+        (0..2000).for_each(|_| nodes.iter().for_each(touch));
+        port.hear();
+        let mut news = [PollFd::new(port.news(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut news, PollTimeout::ZERO), Ok(1), "all at once");
+        assert!(port.next_look().is_none(), "no news of a port");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! Trust: texts are ours; what a host or a worker said is escaped first.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::io::Write;
 use std::os::fd::AsFd;
 
@@ -33,6 +34,16 @@ const LONGEST: usize = 4000;
 
 /// Most lines held back.
 const HELD: usize = 64;
+
+/// So many filesystems, in words for an operator.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Filesystems(pub(crate) usize);
+
+impl fmt::Display for Filesystems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} filesystem{}", self.0, if self.0 == 1 { "" } else { "s" })
+    }
+}
 
 /// Where lines go.
 #[derive(Debug)]

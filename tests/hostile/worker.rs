@@ -20,6 +20,7 @@ use nix::sys::stat::Mode as Permission;
 use nix::unistd::read;
 use postern_broker::{Options, spawner};
 use postern_core::confine;
+use postern_core::confine::filters::{OPEN_NAME, OPEN_PORT};
 use postern_core::ipc::{List, Pipe, Wire};
 use postern_core::messages::{Answer, Ask, Role, Standing, Text, Use, WirePath};
 use postern_core::policy::ShutdownMode;
@@ -131,12 +132,16 @@ const SCRIPTS: &[Script] = &[
     script("a frame larger than any", true, |_| raw(&vec![1; 70_000]), "too long"),
     script("a path longer than any", true, |_| raw(&[&[3, 0xff, 0xff][..], &[b'/'; 65_535 - 3]].concat()), "range"),
     script("an open mode that is none", true, |_| raw(&[3, 1, 0, b'/', 99]), "out of range"),
-    // It was sent for none: before its first word, and after it.
-    script("a port unasked", false, |_| with_descriptors(&frame(&Ask::Port {}), 1), "not sent for"),
-    script("a port that is none", false, |_| raw(&frame(&Ask::NoPort { errno: 13 })), "not sent for"),
-    script("the loss of a channel that is there", true, |_| raw(&frame(&Ask::PortGone {})), "that is there"),
+    script("a message number behind the last", true, |_| raw(&[16]), "out of range"),
     script("a descriptor", false, |_| with_descriptors(&frame(&Ask::HostGone {}), 1), "descriptor"),
     script("many descriptors", false, |_| with_descriptors(&frame(&Ask::HostGone {}), 200), "missing or too many"),
+    script("a port before its first word", false, |_| with_descriptors(&frame(&Ask::Port {}), 1), "not sent for"),
+    script("two ports", false, |_| with_descriptors(&frame(&Ask::Port {}), 2), "missing or too many"),
+    script("a port that is none", true, |_| raw(&frame(&Ask::Port {})), "missing or too many"),
+    script("no port before its first word", false, |_| raw(&frame(&Ask::NoPort { errno: 13 })), "not sent for"),
+    script("no port", true, |_| raw(&frame(&Ask::NoPort { errno: 13 })), "not sent for"),
+    script("a port gone before its first word", false, |_| raw(&frame(&Ask::PortGone {})), "before it was confined"),
+    script("a port gone", true, |_| raw(&frame(&Ask::PortGone {})), "lost a channel that is there"),
     script("an ask before its first word", false, |_| raw(&frame(&asks("/etc/passwd"))), "before it was confined"),
     script("two first words", true, |_| raw(&frame(&ready())), "introduced itself twice"),
     script(
@@ -169,6 +174,14 @@ fn ask_twice(_: &mut Broker) {
 const DEATHS: &[Script] = &[
     script("it ends", true, |_| process::exit_now(7), "\"exit_code\":7"),
     script("it breaks its filter", true, |_| drop(fs::read("/etc/passwd")), "\"signal\":31"),
+    script("it hands a port over", true, |_| with_descriptors(&frame(&Ask::Port {}), 1), "\"signal\":31"),
+    script("it opens a port", true, |_| drop(open("/dev/null", OPEN_PORT, Permission::empty())), "\"signal\":31"),
+    script(
+        "it reads a port's name",
+        true,
+        |_| drop(open("/dev/null", OPEN_NAME, Permission::empty())),
+        "\"signal\":31",
+    ),
     script("it hangs up", true, |_| drop(descriptors::inherited(3)), "worker"),
     script("it never says a word", false, |_| (), "worker"),
     script("it says nothing and leaves", true, |_| raw(&[]), "worker"),

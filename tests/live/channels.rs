@@ -6,27 +6,23 @@ use std::fs::{self, File};
 use std::io::{IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use nix::sys::termios::{
-    BaudRate, InputFlags, LocalFlags, OutputFlags, SetArg, cfgetispeed, cfgetospeed, cfmakeraw, tcgetattr, tcsetattr,
-};
+use nix::sys::termios::{BaudRate, InputFlags, LocalFlags, OutputFlags, cfgetispeed, cfgetospeed, tcgetattr};
 use serde_json::{Value, json};
 
-use crate::scene::{freeze, kill_broker, policy, reply_to, send, start_quietly, start_quietly_by, status, thaw};
+use crate::scene::{freeze, kill_broker, policy, reply_to, send, start_quietly, start_quietly_by, status, thaw, with};
+use crate::support::activation;
 use crate::support::agent::{Agent, Home, Host, eventually, lives};
-use crate::support::cell;
 use crate::support::disk::Disk;
 use crate::support::runner::{Role, Test};
+use crate::support::terminal::{bytes_of_line, line, mount_terminals, pty, raw_pty, readable_within};
 
 pub(crate) const TESTS: &[Test] = &[
     ("the_socket_is_the_owners_alone", the_socket_is_the_owners_alone),
@@ -43,11 +39,12 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("a_port_that_may_not_be_opened_again_ends_postern", a_port_that_may_not_be_opened_again_ends_postern),
     ("a_freeze_outlives_the_port", a_freeze_outlives_the_port),
+    ("a_freeze_ends_although_broker_and_port_are_gone", a_freeze_ends_although_broker_and_port_are_gone),
     ("a_serial_line_is_raw", a_serial_line_is_raw),
     ("a_serial_line_that_hangs_up_ends_postern", a_serial_line_that_hangs_up_ends_postern),
 ];
 
-pub(crate) const ROLES: &[Role] = &[("activate", activate)];
+pub(crate) const ROLES: &[Role] = &[activation::ROLE];
 
 // ---- the socket --------------------------------------------------------------
 
@@ -252,27 +249,10 @@ fn a_passed_descriptor_reaches_nobody() {
 
 // ---- socket activation -----------------------------------------------------------
 
-/// Does what a service manager does for one listening socket: puts it at
-/// descriptor 3 and becomes the program. Arguments: the socket's path, how many
-/// sockets to announce, the program and its arguments.
-fn activate(arguments: &[String]) {
-    let [path, count, program, arguments @ ..] = arguments else { panic!("three arguments") };
-    let listener = UnixListener::bind(path).expect("a socket");
-    assert_eq!(listener.as_raw_fd(), 3, "sd_listen_fds(3)");
-    fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty())).expect("no close-on-exec");
-    let mut command = Command::new(program);
-    command.args(arguments).env("LISTEN_PID", std::process::id().to_string()).env("LISTEN_FDS", count);
-    panic!("{}", command.exec());
-}
-
 /// The command that starts this home's agent with a passed socket.
 fn activated(home: &Home, socket: &Path, count: &str) -> Command {
-    let plain = home.command(&policy());
-    let mut command = Command::new(cell::SELF);
-    command.args(["--role", "activate"]).arg(socket).arg(count);
-    command.arg(plain.get_program()).args(plain.get_args());
-    let stderr = File::options().append(true).open(home.path("stderr")).expect("a file for stderr");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+    let mut command = activation::activated(&home.command(&policy()), socket, count);
+    command.stderr(File::options().append(true).open(home.path("stderr")).expect("a file for stderr"));
     command
 }
 
@@ -306,50 +286,9 @@ fn a_service_manager_may_pass_the_socket() {
 
 // ---- a serial port -----------------------------------------------------------------
 
-/// A terminal whose other end is the agent's port: no virtio-serial port, but a
-/// character device that reads and writes as one does.
-fn pty() -> (File, PathBuf, OwnedFd) {
-    let options = Some("newinstance,ptmxmode=0666");
-    mount(Some("devpts"), "/dev/pts", Some("devpts"), MsFlags::empty(), options).expect("devpts");
-    let (master, path, slave) = another_pty();
-    let mut raw = tcgetattr(&slave).expect("its settings");
-    cfmakeraw(&mut raw);
-    tcsetattr(&slave, SetArg::TCSANOW, &raw).expect("its settings");
-    (master, path, slave)
-}
-
-/// One more, as the kernel sets it up: a line for people.
-fn another_pty() -> (File, PathBuf, OwnedFd) {
-    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).expect("a pty");
-    grantpt(&master).and_then(|()| unlockpt(&master)).expect("its other end");
-    let path = PathBuf::from(ptsname_r(&master).expect("its name"));
-    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let slave = nix::fcntl::open(&path, flags, nix::sys::stat::Mode::empty()).expect("its other end");
-    (File::from(OwnedFd::from(master)), path, slave)
-}
-
-fn readable_within(from: &File, milliseconds: u16) -> bool {
-    let mut ready = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
-    poll(&mut ready, PollTimeout::from(milliseconds)).expect("poll") > 0
-}
-
-fn line(from: &mut File) -> String {
-    String::from_utf8(bytes_of_line(from)).expect("text")
-}
-
-fn bytes_of_line(from: &mut File) -> Vec<u8> {
-    let mut text = Vec::new();
-    while text.last() != Some(&b'\n') {
-        let mut byte = [0];
-        assert!(readable_within(from, 30_000), "in vain: {text:?}");
-        from.read_exact(&mut byte).expect("a byte");
-        text.push(byte[0]);
-    }
-    text
-}
-
 fn a_pty_stands_in_for_a_serial_port() {
-    let (mut host, path, _slave) = pty();
+    mount_terminals();
+    let (mut host, path, _slave) = raw_pty();
     let mut home = Home::new();
     let file = home.write("file", b"content");
     home.launch = vec!["run".into(), "--channel".into(), format!("virtio-serial:{}", path.display())];
@@ -401,7 +340,8 @@ impl Ports {
         }
         fs::create_dir("/dev/pts").expect("a directory");
         symlink("/dev/pts/ptmx", "/dev/ptmx").expect("a link");
-        let (host, path, slave) = pty();
+        mount_terminals();
+        let (host, path, slave) = raw_pty();
         let ports = Self { host: Some(host), slave: Some(slave) };
         Self::link(&path);
         ports
@@ -422,10 +362,7 @@ impl Ports {
 
     /// Gives another one to this account.
     fn plug(&mut self, owner: u32) {
-        let (host, path, slave) = another_pty();
-        let mut raw = tcgetattr(&slave).expect("its settings");
-        cfmakeraw(&mut raw);
-        tcsetattr(&slave, SetArg::TCSANOW, &raw).expect("its settings");
+        let (host, path, slave) = raw_pty();
         chown(&path, Some(owner), None).expect("its owner");
         self.host = Some(host);
         self.slave = Some(slave);
@@ -518,10 +455,35 @@ fn a_freeze_outlives_the_port() {
     agent.await_record("host-connected", |_| true);
 }
 
+fn a_freeze_ends_although_broker_and_port_are_gone() {
+    let disk = Disk::small("ext4", "/disk.img");
+    let mounted = disk.mount("/disk");
+    let mut ports = Ports::new();
+    let mut home = Home::new();
+    home.launch = vec!["run".into(), "--channel".into(), format!("virtio-serial:{LINK}")];
+    let agent = home.start(&policy());
+    assert_eq!(ports.ask("{\"execute\": \"guest-fsfreeze-freeze\"}"), "{\"return\": 1}\n");
+    let worker = agent.process("worker", 0);
+    ports.unplug();
+    eventually("the worker ends with its port", || (!lives(worker)).then_some(()));
+    kill_broker(agent);
+    assert!(mounted.is_frozen());
+    // What the service manager starts next has no host to hear "thaw" from, but
+    // the policy's limit.
+    let child = home.command(&with("[freeze]\nlimit = \"1s\"\n")).spawn().expect("the agent");
+    let mut agent = Agent { home: &home, child };
+    eventually("the time limit thaws", || {
+        assert!(agent.child.try_wait().expect("its status").is_none(), "it ended: {}", agent.said());
+        (!mounted.is_frozen()).then_some(())
+    });
+    agent.await_record("guest-fsfreeze-thaw", |record| record["event"]["reason"] == "the time limit passed");
+    agent.signal("broker", Signal::SIGTERM);
+    assert_eq!(agent.ended().code(), Some(0));
+}
+
 fn a_serial_line_is_raw() {
-    let options = Some("newinstance,ptmxmode=0666");
-    mount(Some("devpts"), "/dev/pts", Some("devpts"), MsFlags::empty(), options).expect("devpts");
-    let (mut host, path, slave) = another_pty();
+    mount_terminals();
+    let (mut host, path, slave) = pty();
     let mut home = Home::new();
     home.write("file", b"content");
     home.launch = vec!["run".into(), "--channel".into(), format!("isa-serial:{}", path.display())];
@@ -561,9 +523,8 @@ fn a_serial_line_is_raw() {
 }
 
 fn a_serial_line_that_hangs_up_ends_postern() {
-    let options = Some("newinstance,ptmxmode=0666");
-    mount(Some("devpts"), "/dev/pts", Some("devpts"), MsFlags::empty(), options).expect("devpts");
-    let (mut host, path, slave) = another_pty();
+    mount_terminals();
+    let (mut host, path, slave) = pty();
     let mut home = Home::new();
     home.launch = vec!["run".into(), "--channel".into(), format!("isa-serial:{}", path.display())];
     let mut agent = home.start(&policy());

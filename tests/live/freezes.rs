@@ -1,12 +1,10 @@
 //! Freezing and thawing as a host asks for it, on real filesystems.
 
-use std::fs::{self, OpenOptions, Permissions};
-use std::io::Write;
+use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 use postern_core::catalogue::CATALOGUE;
 use serde_json::{Value, json};
@@ -15,9 +13,9 @@ use crate::scene::{
     disabled, freeze, frozen_list, own_directory, policy, status, story, story_of_freezes, thaw, verify, with,
 };
 use crate::support::agent::{Home, Host, eventually};
-use crate::support::disk::{Disk, Mounted};
-use crate::support::process::Peer;
+use crate::support::disk::{Disk, Mounted, one_of_each, one_that_fails};
 use crate::support::runner::{Role, Test};
+use crate::support::writers::{self, Writers};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_writer_blocks_on_each_kind_until_the_host_thaws", a_writer_blocks_on_each_kind_until_the_host_thaws),
@@ -30,53 +28,26 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_host_that_floods_the_ring_hides_no_thaw", a_host_that_floods_the_ring_hides_no_thaw),
 ];
 
-pub(crate) const ROLES: &[Role] = &[("write", write)];
-
-/// Opens a file, says so, and at the next line writes to it and syncs.
-fn write(arguments: &[String]) {
-    let mut file = OpenOptions::new().create(true).append(true).open(&arguments[0]).expect("the file");
-    file.sync_all().expect("the first sync");
-    println!("open");
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line).expect("the word to go on");
-    file.write_all(b"written").expect("a write");
-    file.sync_all().expect("a sync");
-}
+pub(crate) const ROLES: &[Role] = &[writers::ROLE];
 
 fn a_writer_blocks_on_each_kind_until_the_host_thaws() {
-    let disks = ["ext4", "xfs", "btrfs"].map(|kind| Disk::small(kind, format!("/{kind}.img")));
-    let mounts: Vec<Mounted> = disks.iter().zip(["/a", "/b", "/c"]).map(|(disk, at)| disk.mount(at)).collect();
+    let (_disks, mounts) = one_of_each();
     let home = Home::new();
     let agent = home.start(&policy());
     let mut host = agent.connect();
     assert_eq!(status(&mut host), "thawed");
     assert_eq!(thaw(&mut host), 0, "nothing is frozen");
-    let mut writers: Vec<(Peer, PathBuf)> = mounts
-        .iter()
-        .map(|mount| {
-            let path = mount.path("file");
-            let mut writer = Peer::role("write", &[path.to_str().expect("a plain path")]);
-            assert_eq!(writer.hear(), "open");
-            (writer, path)
-        })
-        .collect();
+    let mut writers = Writers::on(&mounts);
     assert_eq!(freeze(&mut host), 3);
     assert_eq!(status(&mut host), "frozen");
-    for (writer, path) in &mut writers {
-        writer.say("go");
-        writer.wait_until_blocked();
-        assert_eq!(fs::metadata(&path).expect("the file").len(), 0);
-    }
+    writers.are_held_up();
     assert!(mounts.iter().all(Mounted::is_frozen));
     // A second freeze is refused, and changes nothing.
     assert_eq!(host.fails("guest-fsfreeze-freeze", &Value::Null), disabled("guest-fsfreeze-freeze"));
     assert_eq!(frozen_list(&mut host, &["/a"]), Err(disabled("guest-fsfreeze-freeze-list")));
     assert_eq!(thaw(&mut host), 3);
     assert_eq!(status(&mut host), "thawed");
-    for (writer, path) in &mut writers {
-        assert!(writer.succeeds());
-        assert_eq!(fs::read_to_string(&path).expect("the file"), "written");
-    }
+    writers.finish();
     assert_eq!(thaw(&mut host), 0);
     assert_eq!(frozen_list(&mut host, &["/b", "/nowhere", "/proc"]), Ok(1));
     assert!(mounts[1].is_frozen() && !mounts[0].is_frozen() && !mounts[2].is_frozen());
@@ -197,19 +168,7 @@ fn every_kind_of_mount_is_frozen() {
 }
 
 fn one_that_fails_is_named_and_all_is_thawed() {
-    // The image is sparse and its tmpfs too small for what is written to it: what
-    // the freeze must flush cannot be.
-    let none: Option<&str> = None;
-    fs::create_dir("/small").expect("a directory");
-    mount(none, "/small", Some("tmpfs"), MsFlags::empty(), Some("size=12m")).expect("a tmpfs");
-    let disk = Disk::small("ext4", "/1.img");
-    let plain = disk.mount("/plain");
-    let broken = Disk::new("ext4", Path::new("/small/broken.img"), 64);
-    let broken = broken.mount("/broken");
-    let last = Disk::small("xfs", "/3.img");
-    let last = last.mount("/last");
-    fs::write("/small/filler", vec![1; 16 << 20]).expect_err("the tmpfs is full now");
-    fs::write(broken.path("data"), vec![7; 8 << 20]).expect("a write that stays in memory");
+    let (_disks, [plain, _broken, last]) = one_that_fails();
     let home = Home::new();
     let agent = home.start(&policy());
     let mut host = agent.connect();
@@ -250,7 +209,7 @@ fn the_time_limit_thaws() {
             "guest-fsfreeze-thaw done (asked by the host)",
         ]
     );
-    assert!(agent.said().contains("thawed 1 filesystems: the policy's time limit was over"), "{}", agent.said());
+    assert!(agent.said().contains("thawed 1 filesystem: the policy's time limit was over"), "{}", agent.said());
 }
 
 fn a_frozen_agent_ends_in_order() {

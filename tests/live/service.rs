@@ -151,7 +151,7 @@ fn the_watchdog_is_fed_while_frozen_but_not_when_stuck() {
     assert_eq!(freeze(&mut host), 1);
     assert!(mounted.is_frozen());
     eventually("the status tells of the freeze", || {
-        manager.told().starts_with("STATUS=frozen: 1 filesystems since 20").then_some(())
+        manager.told().starts_with("STATUS=frozen: 1 filesystem since 20").then_some(())
     });
     for _ in 0..10 {
         assert_eq!(manager.next(), "WATCHDOG=1");

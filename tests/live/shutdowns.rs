@@ -1,26 +1,18 @@
-//! Shutting down through the agent, before a fake process 1: first process of a
-//! PID namespace inside the cell, in which `reboot(2)` ends just that namespace.
+//! Shutting down through the agent, before a fake process 1: see `support::init`.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Read;
-use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
+use std::thread::sleep;
 use std::time::Duration;
 
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::SigSet;
-use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::stat::Mode;
-use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 
 use crate::scene::{start_quietly, story, verify};
 use crate::support::agent::Home;
-use crate::support::cell;
+use crate::support::init::{self as inits, Inbox, Kind, halt_is, runlevel};
 use crate::support::runner::{Role, Test};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -44,14 +36,7 @@ const HOMES: &str = "/run/homes";
 /// it, one fact per line. Arguments: method, modes of the policy, wanted mode
 /// (or `none`), and `deaf` for an init that stops reading its FIFO.
 fn init(arguments: &[String]) {
-    not_the_machine();
-    // Blocked signals reach even process 1, which ignores what it has no handler
-    // for.
-    let every = SigSet::all();
-    every.thread_block().expect("blocking signals");
-    let inbox = SignalFd::with_flags(&every, SfdFlags::SFD_NONBLOCK).expect("a signalfd");
-    let fifo = Path::new("/run/initctl");
-    let mut fifo = fifo.exists().then(|| open_fifo(fifo));
+    let mut inbox = Inbox::open();
     let [method, modes, wanted, rest @ ..] = arguments else { panic!("four arguments") };
     let home = Home::new();
     let policy = format!(
@@ -60,7 +45,7 @@ fn init(arguments: &[String]) {
     );
     let (agent, mut host) = start_quietly(&home, &policy);
     if rest.contains(&"deaf".to_owned()) {
-        fifo = None;
+        inbox.turn_deaf();
     }
     let arguments = if wanted == "none" { json!({}) } else { json!({ "mode": wanted }) };
     let request = json!({ "execute": "guest-shutdown", "arguments": arguments, "id": "shutdown" });
@@ -80,16 +65,10 @@ fn init(arguments: &[String]) {
     let systemd = Path::new("/run/systemd/system").exists();
     let due = method == "kernel" || (method == "auto" && !systemd);
     wait_for_reboot(due && !refused);
-    while let Some(info) = inbox.read_signal().expect("the signalfd") {
-        if info.ssi_signo.cast_signed() != libc::SIGCHLD {
-            println!("signal {} from uid {}", info.ssi_signo, if info.ssi_uid == home.broker { "broker" } else { "?" });
-        }
+    for info in inbox.signals() {
+        println!("signal {} from uid {}", info.ssi_signo, if info.ssi_uid == home.broker { "broker" } else { "?" });
     }
-    if let Some(fifo) = &mut fifo {
-        let mut bytes = [0; 4096];
-        let length = fifo.read(&mut bytes).unwrap_or(0);
-        bytes[..length].chunks(384).for_each(|request| println!("{}", shown(request)));
-    }
+    inbox.requests().iter().for_each(|request| println!("{request}"));
     let capabilities = fs::read_to_string(format!("/proc/{}/status", agent.pid())).expect("the broker's status");
     let effective = capabilities.lines().find_map(|line| line.strip_prefix("CapEff:\t")).expect("CapEff");
     println!("CapEff {effective}");
@@ -103,87 +82,16 @@ fn init(arguments: &[String]) {
 /// The kernel's answer to `reboot(2)` ends this namespace and us with it, at any
 /// moment; where none is due it is waited for a little.
 fn wait_for_reboot(due: bool) {
-    let nothing = open_fifo_pair();
-    let mut never = [PollFd::new(nothing.as_fd(), PollFlags::POLLIN)];
     // A liveness bound: before it comes sync(2), for which the whole machine's
     // disks count.
-    let limit = if due { Duration::from_secs(120) } else { Duration::from_millis(500) };
-    let _ = poll(&mut never, PollTimeout::try_from(limit).expect("a limit"));
-}
-
-fn open_fifo_pair() -> File {
-    let path = Path::new("/run/nothing");
-    let _ = mkfifo(path, Mode::S_IRWXU);
-    open_fifo(path)
-}
-
-/// Both ends, as sysvinit opens it, so that it never reads as ended.
-fn open_fifo(path: &Path) -> File {
-    OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path).expect("the FIFO")
-}
-
-/// Panics unless process 1 of this PID namespace is the fake one: then neither
-/// kill(1) nor `reboot(2)` can mean the machine.
-fn not_the_machine() {
-    assert_eq!(std::process::id(), 1, "a fake process 1");
-    let first = fs::read_to_string("/proc/1/cmdline").expect("who is process 1");
-    assert!(first.contains("\0--role\0init\0"), "process 1 is {first:?}, not the test's");
-}
-
-/// One `struct init_request` in words.
-fn shown(request: &[u8]) -> String {
-    let number = |at: usize| i32::from_ne_bytes(request[at..at + 4].try_into().expect("an int"));
-    let data = &request[16..];
-    let text = data.split(|&byte| byte == 0).next().unwrap_or_default();
-    format!(
-        "request of {} bytes: magic {:#010x} cmd {} runlevel {} data '{}'",
-        request.len(),
-        number(0),
-        number(4),
-        char::from(u8::try_from(number(8)).expect("a character")).escape_default(),
-        String::from_utf8_lossy(text)
-    )
-}
-
-/// Which init is faked, by the marks that real ones have.
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
-    Systemd,
-    Busybox,
-    Sysvinit,
-    Unknown,
+    sleep(if due { Duration::from_secs(120) } else { Duration::from_millis(500) });
 }
 
 /// What reached an init of this kind, and how it ended.
 fn stage(kind: Kind, arguments: &[&str]) -> (Vec<String>, ExitStatus) {
-    for leftover in ["/run/systemd", HOMES] {
-        let _ = fs::remove_dir_all(leftover);
-    }
-    let _ = fs::remove_file("/run/initctl");
+    let _ = fs::remove_dir_all(HOMES);
     fs::create_dir(HOMES).expect("a directory");
-    let mut program = cell::SELF;
-    match kind {
-        Kind::Systemd => {
-            fs::create_dir_all("/run/systemd/system").expect("systemd's mark");
-            // As on a real guest; it must not be mistaken for sysvinit's.
-            mkfifo("/run/initctl", Mode::S_IRWXU).expect("a FIFO");
-        }
-        Kind::Busybox => {
-            program = "/bin/busybox";
-            fs::copy(cell::SELF, program).expect("busybox's mark");
-        }
-        Kind::Sysvinit => mkfifo("/run/initctl", Mode::S_IRWXU).expect("sysvinit's mark"),
-        Kind::Unknown => {}
-    }
-    let output = Command::new("/bin/unshare")
-        .args(["--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--", program, "--role", "init"])
-        .args(arguments)
-        .env("TMPDIR", HOMES)
-        .stderr(Stdio::inherit())
-        .output()
-        .expect("unshare");
-    let heard = String::from_utf8(output.stdout).expect("text");
-    (heard.lines().map(str::to_owned).collect(), output.status)
+    inits::stage(kind, HOMES, arguments)
 }
 
 /// As [`stage`], for an init that lives on.
@@ -219,12 +127,9 @@ fn busybox_gets_its_signals() {
 }
 
 fn sysvinit_gets_its_requests() {
-    let runlevel = |level| format!("request of 384 bytes: magic 0x03091969 cmd 1 runlevel {level} data ''");
-    let variable =
-        |value| format!("request of 384 bytes: magic 0x03091969 cmd 6 runlevel \\u{{0}} data 'INIT_HALT={value}'");
     let wanted = [
-        ("powerdown", vec![variable("POWEROFF"), runlevel(0)]),
-        ("halt", vec![variable("HALT"), runlevel(0)]),
+        ("powerdown", vec![halt_is("POWEROFF"), runlevel(0)]),
+        ("halt", vec![halt_is("HALT"), runlevel(0)]),
         ("reboot", vec![runlevel(6)]),
     ];
     for (mode, requests) in wanted {

@@ -2,17 +2,13 @@
 //! never add to it; state and channel go where they are told to.
 
 use std::fs;
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use serde_json::{Value, json};
 
 use crate::pair::{POLICY, STOCK, Stock, here, home};
+use crate::support::activation::{self, activated};
 use crate::support::agent::{Agent, Home, Host};
-use crate::support::cell;
 use crate::support::runner::{Role, Test};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -26,7 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_has_no_meaning_is_said_once", what_has_no_meaning_is_said_once),
 ];
 
-pub(crate) const ROLES: &[Role] = &[("activate", activate)];
+pub(crate) const ROLES: &[Role] = &[activation::ROLE];
 
 /// Names of the commands that `guest-info` shows as enabled.
 fn enabled(host: &mut Host) -> Vec<String> {
@@ -155,32 +151,14 @@ fn channel_and_state_go_where_they_are_told_to() {
     assert_eq!(agent.ended().code(), Some(0));
 }
 
-/// Does what a service manager does for one listening socket. Arguments: the
-/// socket's path, the program and its arguments.
-fn activate(arguments: &[String]) {
-    let [path, program, arguments @ ..] = arguments else { panic!("two arguments") };
-    let listener = UnixListener::bind(path).expect("a socket");
-    assert_eq!(listener.as_raw_fd(), 3, "sd_listen_fds(3)");
-    fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty())).expect("no close-on-exec");
-    let mut command = Command::new(program);
-    command.args(arguments).env("LISTEN_PID", std::process::id().to_string()).env("LISTEN_FDS", "1");
-    panic!("{}", command.exec());
-}
-
 fn a_passed_socket_comes_before_the_words() {
     let words = ["-m", "unix-listen", "-p", "HOME/other.sock"];
     let home = home(&words);
-    let plain = home.command(POLICY);
-    let mut stock = vec![STOCK.to_owned(), "-t".to_owned(), home.path("").display().to_string()];
-    stock.extend(here(&home, &words));
-    let ours = std::iter::once(plain.get_program()).chain(plain.get_args());
-    let ours = ours.map(|word| word.to_str().expect("UTF-8").to_owned()).collect();
-    for (who, words) in [("stock", stock), ("postern", ours)] {
+    let mut stock = Command::new(STOCK);
+    stock.arg("-t").arg(home.path("")).args(here(&home, &words));
+    for (who, plain) in [("stock", stock), ("postern", home.command(POLICY))] {
         let socket = home.path(who);
-        let mut command = Command::new(cell::SELF);
-        command.args(["--role", "activate"]).arg(&socket).args(words).stdin(Stdio::null());
-        command.stdout(Stdio::null()).stderr(Stdio::null());
-        let mut child = command.spawn().expect("an agent");
+        let mut child = activated(&plain, &socket, "1").spawn().expect("an agent");
         Host::connect(&socket).ping();
         assert!(!home.path("other.sock").exists(), "{who}");
         child.kill().expect("SIGKILL");

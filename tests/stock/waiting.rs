@@ -2,22 +2,17 @@
 //! in for a port here, and a directory for a device's; the tests in virtual
 //! machines have the real ones.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs::{self, File, FileTimes};
+use std::io::Write;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
-use nix::fcntl::OFlag;
-use nix::mount::{MsFlags, mount};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::Signal;
-use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
 use crate::pair::{POLICY, home};
 use crate::support::agent::{Agent, Home, Host, eventually};
 use crate::support::runner::Test;
+use crate::support::terminal::{line, mount_terminals, raw_pty};
 
 pub(crate) const TESTS: &[Test] = &[
     ("without_retry_a_missing_path_is_the_end", without_retry_a_missing_path_is_the_end),
@@ -53,23 +48,9 @@ fn a_socket_is_made_when_its_directory_appears() {
     assert_eq!(agent.said().matches("waiting for it").count(), 1, "{}", agent.said());
 }
 
-/// A terminal whose other end stands in for a port.
-fn pty() -> (File, PathBuf, OwnedFd) {
-    let options = Some("newinstance,ptmxmode=0666");
-    mount(Some("devpts"), "/dev/pts", Some("devpts"), MsFlags::empty(), options).expect("devpts");
-    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).expect("a pty");
-    grantpt(&master).and_then(|()| unlockpt(&master)).expect("its other end");
-    let path = PathBuf::from(ptsname_r(&master).expect("its name"));
-    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let slave = nix::fcntl::open(&path, flags, nix::sys::stat::Mode::empty()).expect("its other end");
-    let mut raw = tcgetattr(&slave).expect("its settings");
-    cfmakeraw(&mut raw);
-    tcsetattr(&slave, SetArg::TCSANOW, &raw).expect("its settings");
-    (File::from(OwnedFd::from(master)), path, slave)
-}
-
 fn a_port_is_opened_when_it_appears() {
-    let (mut host, path, _slave) = pty();
+    mount_terminals();
+    let (mut host, path, _slave) = raw_pty();
     let home = home(&[&PORT[..], &["-r"]].concat());
     let mut agent = waits(&home);
     // As udev does it: the directory, then a link that is put in place.
@@ -77,15 +58,7 @@ fn a_port_is_opened_when_it_appears() {
     symlink(&path, home.path("ports/.new")).expect("a link");
     fs::rename(home.path("ports/.new"), home.path("ports/org.qemu.guest_agent.0")).expect("the link");
     host.write_all(b"{\"execute\": \"guest-ping\"}").expect("a request");
-    let mut reply = Vec::new();
-    while reply.last() != Some(&b'\n') {
-        let mut ready = [PollFd::new(host.as_fd(), PollFlags::POLLIN)];
-        assert_eq!(poll(&mut ready, PollTimeout::from(30_000_u16)).expect("poll"), 1, "{reply:?}: {}", agent.said());
-        let mut byte = [0];
-        host.read_exact(&mut byte).expect("a byte");
-        reply.push(byte[0]);
-    }
-    assert_eq!(reply, b"{\"return\": {}}\n");
+    assert_eq!(line(&mut host), "{\"return\": {}}\n");
     agent.signal("broker", Signal::SIGTERM);
     assert_eq!(agent.ended().code(), Some(0));
 }
@@ -99,12 +72,23 @@ fn waits_of(pid: i32) -> u64 {
 
 fn waiting_takes_no_time_and_ends_with_sigterm() {
     let home = home(&[&PORT[..], &["-r"]].concat());
+    fs::write(home.path("anybodys"), "").expect("a file");
     let mut agent = waits(&home);
     let stat = |pid| fs::read_to_string(format!("/proc/{pid}/stat")).expect("its state");
     eventually("it sleeps", || stat(agent.pid()).contains(") S ").then_some(()));
     let before = waits_of(agent.pid());
+    // On the way to a port is /dev, where any account may set times.
+    for _ in 0..100 {
+        File::options()
+            .append(true)
+            .open(home.path("anybodys"))
+            .and_then(|file| {
+                file.set_times(FileTimes::new().set_accessed(SystemTime::now()).set_modified(SystemTime::now()))
+            })
+            .expect("its times");
+    }
     // Long enough for stock to have tried again, which takes it five seconds.
-    std::thread::sleep(std::time::Duration::from_secs(6));
+    std::thread::sleep(Duration::from_secs(6));
     assert_eq!(waits_of(agent.pid()), before, "it woke up");
     // The control: it wakes for a change on its way.
     fs::write(home.path("something"), "").expect("a file");

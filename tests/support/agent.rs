@@ -30,14 +30,19 @@ pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_postern");
 pub(crate) const LIVELY: Duration = Duration::from_secs(30);
 
 /// Waits until `look` sees something; panics if it never does.
-pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    within(LIVELY, Duration::from_millis(5), what, look)
+}
+
+/// As [`eventually`], with a patience of one's own and a pause between two looks.
+pub(crate) fn within<T>(patience: Duration, pause: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
         if let Some(seen) = look() {
             return seen;
         }
-        assert!(started.elapsed() < LIVELY, "in vain: {what}");
-        sleep(Duration::from_millis(5));
+        assert!(started.elapsed() < patience, "in vain: {what}");
+        sleep(pause);
     }
 }
 

@@ -71,6 +71,29 @@ impl Drop for Disk {
     }
 }
 
+/// One of each kind that a guest's disks have: ext4 at `/a`, xfs at `/b`, btrfs
+/// at `/c`.
+pub(crate) fn one_of_each() -> ([Disk; 3], Vec<Mounted>) {
+    let disks = ["ext4", "xfs", "btrfs"].map(|kind| Disk::small(kind, format!("/{kind}.img")));
+    let mounts = disks.iter().zip(["/a", "/b", "/c"]).map(|(disk, at)| disk.mount(at)).collect();
+    (disks, mounts)
+}
+
+/// Filesystems at `/plain`, `/broken` and `/last`, of which `/broken` cannot be
+/// frozen: its image is sparse and lies on a tmpfs too small for what was written
+/// to it, so what the freeze must flush cannot be.
+pub(crate) fn one_that_fails() -> ([Disk; 3], [Mounted; 3]) {
+    let none: Option<&str> = None;
+    fs::create_dir("/small").expect("a directory");
+    mount(none, "/small", Some("tmpfs"), MsFlags::empty(), Some("size=12m")).expect("a tmpfs");
+    let images = [("ext4", "/1.img", 32), ("ext4", "/small/broken.img", 64), ("xfs", "/3.img", 304)];
+    let disks = images.map(|(kind, image, mebibytes)| Disk::new(kind, Path::new(image), mebibytes));
+    let mounts = [(0, "/plain"), (1, "/broken"), (2, "/last")].map(|(disk, at): (usize, _)| disks[disk].mount(at));
+    fs::write("/small/filler", vec![1; 16 << 20]).expect_err("the tmpfs is full now");
+    fs::write(mounts[1].path("data"), vec![7; 8 << 20]).expect("a write that stays in memory");
+    (disks, mounts)
+}
+
 /// A mount of a scratch disk.
 pub(crate) struct Mounted {
     pub(crate) at: PathBuf,

@@ -5,8 +5,12 @@
 //! the tests run on: see [`cell`].
 #![allow(dead_code, reason = "each test target uses its part")]
 
+pub(crate) mod activation;
 pub(crate) mod agent;
 pub(crate) mod cell;
 pub(crate) mod disk;
+pub(crate) mod init;
 pub(crate) mod process;
 pub(crate) mod runner;
+pub(crate) mod terminal;
+pub(crate) mod writers;

@@ -56,8 +56,13 @@ pub(crate) fn main(tests: &[Test], roles: &[Role], programs: &[&str]) -> ExitCod
 /// process in mount and PID namespaces of its own, so that nothing it started
 /// or mounted outlives it, but with the machine's own root. As many at a time
 /// as there are processors; what they print is shown if they fail. `prepare` is
-/// called once, before the first: variables for the tests' environment.
-pub(crate) fn main_on_machine(tests: &[Test], prepare: impl Fn() -> Vec<(&'static str, PathBuf)>) -> ExitCode {
+/// called once, before the first: variables for the tests' environment. What tests
+/// note ends up in a table with these columns between name and result.
+pub(crate) fn main_on_machine(
+    tests: &[Test],
+    columns: &[&str],
+    prepare: impl Fn() -> Vec<(&'static str, PathBuf)>,
+) -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("--in-namespace") => {
@@ -83,7 +88,7 @@ pub(crate) fn main_on_machine(tests: &[Test], prepare: impl Fn() -> Vec<(&'stati
                 }
             });
             let results = results.into_inner().expect("no test panics in here");
-            print_table(chosen, &results, notes.path());
+            print_table(chosen, columns, &results, notes.path());
             results
         }),
     }
@@ -92,14 +97,16 @@ pub(crate) fn main_on_machine(tests: &[Test], prepare: impl Fn() -> Vec<(&'stati
 /// Where a test leaves its row of the table.
 const NOTE: &str = "POSTERN_TEST_NOTE";
 
-/// Notes what a test found out, for the table behind the results.
-pub(crate) fn note(text: &str) {
+/// Notes what a test found out, for the table behind the results: cells with
+/// ` | ` between them.
+pub(crate) fn note(cells: &str) {
     if let Some(path) = env::var_os(NOTE) {
-        fs::write(path, text).expect("a note");
+        fs::write(path, cells).expect("a note");
     }
 }
 
-fn print_table(tests: &[&Test], results: &[(&str, bool)], notes: &Path) {
+fn print_table(tests: &[&Test], columns: &[&str], results: &[(&str, bool)], notes: &Path) {
+    println!("\n| test | {} | result |\n|---{}|---|", columns.join(" | "), "|---".repeat(columns.len()));
     for (name, _) in tests {
         if let Ok(note) = fs::read_to_string(notes.join(name)) {
             let passed = results.contains(&(*name, true));

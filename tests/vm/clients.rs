@@ -10,22 +10,16 @@ use serde_json::json;
 
 use crate::boots::{ACCOUNTS, POLICY, START};
 use crate::guests::{LINUX_6_1, Userland};
-use crate::machine::{Machine, Setup, accelerator};
+use crate::machine::{Machine, Setup};
 use crate::play::{Stage, play};
 use crate::script::{self, Kind, Way};
 use crate::support::agent::eventually;
-use crate::support::runner::{self, Test};
+use crate::support::runner::Test;
 
 pub(crate) const TESTS: &[Test] = &[
     ("clients_over_virtio_serial", over_virtio_serial),
     ("clients_that_speak_as_they_connect", that_speak_as_they_connect),
 ];
-
-fn note(machine: &mut Machine) {
-    let release = machine.sh("uname -r");
-    let seconds = machine.boot.as_secs_f64();
-    runner::note(&format!("{} | systemd | {} | {seconds:.1} s", release.trim(), accelerator()));
-}
 
 /// How often a client comes anew.
 const TIMES: usize = 40;
@@ -35,7 +29,7 @@ const TIMES: usize = 40;
 /// answered all the same.
 fn that_speak_as_they_connect() {
     let mut machine = Machine::boot(&Setup::new(LINUX_6_1, Userland::Systemd).with_postern(POLICY));
-    note(&mut machine);
+    machine.note("");
     machine.sh(ACCOUNTS);
     machine.sh(START);
     machine.host().ping();
@@ -57,7 +51,7 @@ fn that_speak_as_they_connect() {
 
 fn over_virtio_serial() {
     let mut machine = Machine::boot(&Setup::new(LINUX_6_1, Userland::Systemd).with_postern(POLICY).with_stock());
-    note(&mut machine);
+    machine.note("");
     machine.sh("mkdir -p /srv");
     machine.sh_eventually("systemctl is-active qemu-guest-agent");
     satisfies_all(&mut machine, Kind::Stock);

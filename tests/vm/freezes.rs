@@ -88,7 +88,7 @@ fn freeze(machine: &mut Machine, userland: Userland) {
     machine.sh("(echo late >>/srv/late; echo $? >/run/late) >/dev/null 2>&1 &");
     if userland == Userland::Systemd {
         // More than journald's sockets hold: whoever says something now waits.
-        machine.sh("(seq 2000 | logger -t noise; echo end of the noise | logger -t \"end-$(cat /run/round)\") >/dev/null 2>&1 &");
+        machine.sh("(seq 1000 | logger -t noise; echo end of the noise | logger -t \"end-$(cat /run/round)\") >/dev/null 2>&1 &");
     }
     machine.sh("sleep 1; test ! -e /run/late");
 }
@@ -102,7 +102,7 @@ fn thaw(machine: &mut Machine, userland: Userland) -> f64 {
     machine.sh_eventually("test \"$(cat /run/late)\" = 0");
     machine.sh("echo more >>/srv/late && sync");
     if userland == Userland::Systemd {
-        machine.sh_eventually("journalctl --sync; journalctl -b -q -t \"end-$(cat /run/round)\" | grep noise");
+        machine.sh_eventually("journalctl --sync; journalctl -b -q -n 50 -t \"end-$(cat /run/round)\" | grep noise");
     }
     took
 }

@@ -16,9 +16,8 @@ use tempfile::TempDir;
 
 use crate::boots::{POLICY, START};
 use crate::guests::{LINUX_6_12, Userland};
-use crate::machine::{PATIENCE, PORT, Setup, accelerator};
+use crate::machine::{PORT, Setup, accelerator, eventually, note};
 use crate::shell::Shell;
-use crate::support::runner;
 
 /// `nobody`: libvirt wants an account that exists, and runs a session of its own
 /// for whoever is not root. No cgroups, no namespaces, no security driver.
@@ -144,17 +143,6 @@ fn own(path: &Path) {
     }
 }
 
-pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let started = Instant::now();
-    loop {
-        if let Some(seen) = look() {
-            return seen;
-        }
-        assert!(started.elapsed() < PATIENCE, "in vain: {what}");
-        sleep(Duration::from_millis(100));
-    }
-}
-
 // ---- the domain --------------------------------------------------------------
 
 /// A running domain with the agent in it.
@@ -182,9 +170,9 @@ impl Domain {
         let mut shell = Shell::connect(&libvirt.path("control"), &libvirt.path("console"));
         shell.await_ready();
         let version = libvirt.virsh(&["version", "--daemon"]);
-        let seconds = started.elapsed().as_secs_f64();
+        let boot = started.elapsed();
         let version = version.lines().last().unwrap_or_default().replace("Running against daemon: ", "libvirt ");
-        runner::note(&format!("{version} | busybox | {} | {seconds:.1} s", accelerator()));
+        note(&mut shell, setup.kernel, setup.userland, boot, &version);
         let mut this = Self { libvirt, shell };
         this.start_agent();
         this

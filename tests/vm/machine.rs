@@ -2,26 +2,29 @@
 //! on its second serial port, QMP, and the host's end of the agent's port.
 //! Ended with all it has when it goes out of scope.
 
-#![allow(dead_code, reason = "each scene uses its part")]
-
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::guests::{self, Kernel, Processor, Userland};
-use crate::shell::Shell;
-use crate::support::agent::Host;
+use crate::shell::{Shell, dial};
+use crate::support::agent::{Host, within};
+use crate::support::runner;
 
 /// What takes longer hangs. Emulated, on a busy machine, a boot takes a minute.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Waits with [`PATIENCE`] until `look` sees something.
+pub(crate) fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    within(PATIENCE, Duration::from_millis(100), what, look)
+}
 
 /// The port's name, by which every host looks for it.
 pub(crate) const PORT: &str = "org.qemu.guest_agent.0";
@@ -32,13 +35,11 @@ pub(crate) struct Setup {
     pub(crate) kernel: Kernel,
     pub(crate) userland: Userland,
     /// Added to the kernel's command line.
-    pub(crate) append: String,
+    append: String,
     /// Files put into the root filesystem before its init starts.
     payload: Vec<(String, Vec<u8>, u32)>,
-    /// Added to QEMU's command line.
-    pub(crate) extra: Vec<String>,
     /// Whether the stock agent, if the userland has it, may start.
-    pub(crate) stock: bool,
+    stock: bool,
     /// MiB.
     pub(crate) memory: u32,
 }
@@ -47,7 +48,7 @@ impl Setup {
     /// A kernel and a userland, without postern.
     pub(crate) fn new(kernel: Kernel, userland: Userland) -> Self {
         let memory = if userland == Userland::Busybox { 256 } else { 512 };
-        Self { kernel, userland, append: String::new(), payload: Vec::new(), extra: Vec::new(), stock: false, memory }
+        Self { kernel, userland, append: String::new(), payload: Vec::new(), stock: false, memory }
     }
 
     /// With a file in the guest.
@@ -75,12 +76,6 @@ impl Setup {
         self
     }
 
-    /// With more of QEMU's arguments.
-    pub(crate) fn extra(mut self, arguments: &[&str]) -> Self {
-        self.extra.extend(arguments.iter().map(|one| (*one).to_owned()));
-        self
-    }
-
     /// The kernel's initrd with the payload as a second archive behind it.
     pub(crate) fn initrd(&self, kernel: &Path, scratch: &Path) -> PathBuf {
         let tree = scratch.join("payload");
@@ -104,6 +99,23 @@ impl Setup {
         }
         initrd
     }
+}
+
+/// What the table of results shows of each test.
+pub(crate) const COLUMNS: &[&str] = &["kernel", "userland", "Landlock ABI", "accelerator", "boot", "found"];
+
+/// Notes a row with these. Of Landlock what the kernel must have, which
+/// `boots` holds it to.
+pub(crate) fn note(shell: &mut Shell, kernel: Kernel, userland: Userland, boot: Duration, found: &str) {
+    let release = shell.sh("uname -r");
+    runner::note(&format!(
+        "{} | {} | {} | {} | {:.1} s | {found}",
+        release.trim(),
+        userland.name(),
+        kernel.landlock,
+        accelerator(),
+        boot.as_secs_f64()
+    ));
 }
 
 /// How QEMU runs a guest's code here, and why.
@@ -138,6 +150,7 @@ pub(crate) struct Machine {
     /// Events that came while something else was awaited.
     events: Vec<Value>,
     pub(crate) directory: TempDir,
+    kernel: Kernel,
     userland: Userland,
     /// From QEMU's start to a shell.
     pub(crate) boot: Duration,
@@ -150,11 +163,14 @@ impl Machine {
         let mut command = Self::command(setup, directory.path());
         let started = Instant::now();
         let mut qemu = command.spawn().expect("QEMU");
-        let mut qmp = Qmp(connect(&directory.path().join("qmp"), &mut qemu));
+        let mut qmp = Qmp(dial(&directory.path().join("qmp"), || {
+            assert!(qemu.try_wait().expect("QEMU's status").is_none(), "QEMU did not start");
+        }));
         qmp.line();
         let shell = Shell::connect(&directory.path().join("control"), &directory.path().join("console"));
-        let userland = setup.userland;
-        let mut machine = Self { qemu, shell, qmp, events: Vec::new(), directory, userland, boot: Duration::ZERO };
+        let Setup { kernel, userland, .. } = *setup;
+        let (events, boot) = (Vec::new(), Duration::ZERO);
+        let mut machine = Self { qemu, shell, qmp, events, directory, kernel, userland, boot };
         machine.qmp("qmp_capabilities", json!({}));
         machine.booted();
         machine.boot = started.elapsed();
@@ -171,12 +187,12 @@ impl Machine {
     }
 
     /// The disk on which a machine in `directory` writes.
-    pub(crate) fn disk(directory: &Path) -> PathBuf {
+    fn disk(directory: &Path) -> PathBuf {
         directory.join("root.qcow2")
     }
 
     /// QEMU's command line; everything it needs is made in `directory`.
-    pub(crate) fn command(setup: &Setup, directory: &Path) -> Command {
+    fn command(setup: &Setup, directory: &Path) -> Command {
         let kernel = guests::kernel(setup.kernel);
         let initrd = setup.initrd(&kernel, directory);
         let disk = Self::disk(directory);
@@ -212,7 +228,6 @@ impl Machine {
             .args(["-chardev", &socket("agent")])
             .args(["-device", "virtio-serial-pci,id=serial"])
             .args(["-device", &format!("virtserialport,bus=serial.0,id=port,chardev=agent,name={PORT}")])
-            .args(&setup.extra)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         match setup.kernel.processor {
@@ -226,6 +241,11 @@ impl Machine {
                 .args(["-device", "pci-serial,chardev=control"]),
         };
         command
+    }
+
+    /// Notes what was booted, and what a scene found out, for its row of the table.
+    pub(crate) fn note(&mut self, found: &str) {
+        note(&mut self.shell, self.kernel, self.userland, self.boot, found);
     }
 
     /// What the guest's console shows.
@@ -290,11 +310,9 @@ impl Machine {
 
     /// Waits until the console shows this, from its byte `from` on.
     pub(crate) fn console_shows(&self, text: &str, from: usize) {
-        let started = Instant::now();
-        while !self.console().get(from..).is_some_and(|shown| shown.contains(text)) {
-            assert!(started.elapsed() < PATIENCE, "no '{text}' on the guest's console:\n{}", self.console());
-            sleep(Duration::from_millis(100));
-        }
+        eventually(&format!("'{text}' on the guest's console"), || {
+            self.console().get(from..).is_some_and(|shown| shown.contains(text)).then_some(())
+        });
     }
 
     /// The disk as a raw image, once QEMU has ended.
@@ -313,11 +331,7 @@ impl Machine {
 
     /// Waits until QEMU has ended.
     pub(crate) fn ended(&mut self) {
-        let started = Instant::now();
-        while self.qemu.try_wait().expect("QEMU's status").is_none() {
-            assert!(started.elapsed() < PATIENCE, "the guest is still there; its console:\n{}", self.console());
-            sleep(Duration::from_millis(50));
-        }
+        eventually("QEMU ends", || self.qemu.try_wait().expect("QEMU's status"));
     }
 }
 
@@ -328,17 +342,5 @@ impl Drop for Machine {
         }
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
-    }
-}
-
-/// Connects to a socket that QEMU makes at its start.
-fn connect(path: &Path, qemu: &mut Child) -> BufReader<UnixStream> {
-    loop {
-        if let Ok(stream) = UnixStream::connect(path) {
-            stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
-            return BufReader::new(stream);
-        }
-        assert!(qemu.try_wait().expect("QEMU's status").is_none(), "QEMU did not start");
-        sleep(Duration::from_millis(10));
     }
 }

@@ -11,7 +11,18 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::machine::PATIENCE;
+use crate::machine::{PATIENCE, eventually};
+
+/// Connects to a socket that QEMU makes at its start, as long as `look` does not
+/// panic.
+pub(crate) fn dial(socket: &Path, mut look: impl FnMut()) -> BufReader<UnixStream> {
+    let stream = eventually(&format!("QEMU makes {}", socket.display()), || {
+        look();
+        UnixStream::connect(socket).ok()
+    });
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+    BufReader::new(stream)
+}
 
 /// A shell, and the console that is shown when something goes wrong.
 pub(crate) struct Shell {
@@ -22,16 +33,7 @@ pub(crate) struct Shell {
 impl Shell {
     /// Connects to a socket that QEMU makes.
     pub(crate) fn connect(socket: &Path, console: &Path) -> Self {
-        let started = Instant::now();
-        let stream = loop {
-            if let Ok(stream) = UnixStream::connect(socket) {
-                break stream;
-            }
-            assert!(started.elapsed() < PATIENCE, "QEMU makes no {}", socket.display());
-            sleep(Duration::from_millis(10));
-        };
-        stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
-        Self { control: BufReader::new(stream), console: console.to_owned() }
+        Self { control: dial(socket, || ()), console: console.to_owned() }
     }
 
     /// Waits for the shell of a guest that is starting.

@@ -7,7 +7,8 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::libvirt::{Domain, Libvirt, NAME, copy_sparsely, eventually};
+use crate::libvirt::{Domain, Libvirt, NAME, copy_sparsely};
+use crate::machine::eventually;
 use crate::shell::Shell;
 use crate::support::runner::Test;
 use crate::virsh::name;

@@ -23,13 +23,11 @@ impl Broker {
     /// is decided.
     pub(super) fn hear_worker(&mut self) -> Result<(), Fatal> {
         let Some(worker) = &mut self.worker else { return Ok(()) };
-        if worker.tell_on().is_err() {
-            self.lose_worker();
-            return Ok(());
-        }
+        // One that has ended can be told nothing, but may have said why.
+        let ended = worker.tell_on().is_err();
         let received = match worker.pipe.try_receive() {
             Ok(received) => received,
-            Err(ReceiveError::Empty) => return Ok(()),
+            Err(ReceiveError::Empty) if !ended => return Ok(()),
             Err(ReceiveError::Malformed(why)) => {
                 self.replace_hostile(&why.to_string());
                 return Ok(());

@@ -89,6 +89,9 @@ impl Broker {
             if self.worker.as_ref().is_some_and(|worker| worker.id == id) {
                 self.hear_worker()?;
             }
+            if self.opener.as_ref().is_some_and(|opener| opener.id == id) {
+                self.hear_opener()?;
+            }
         }
         if self.worker.as_ref().is_some_and(|worker| worker.id == id) {
             self.lose_worker();
@@ -107,7 +110,8 @@ impl Broker {
         self.note(&Record::ProcessDied { role: gone.role.into(), child: id, end, reason: gone.why });
         // Only a start can show that a barrier is impossible here; later it is
         // the guest that is short of something.
-        self.stillborn = if gone.ready || self.has_stood(gone.role) { 0 } else { self.stillborn + 1 };
+        let unborn = !gone.ready && !gone.blameless && !self.has_stood(gone.role);
+        self.stillborn = if unborn { self.stillborn + 1 } else { 0 };
         if self.stillborn >= STILLBORN && self.stopping.is_none() {
             let who = match gone.role {
                 Role::Opener => "opener",

@@ -16,7 +16,7 @@ use postern_core::messages::{Answer, Text};
 use super::clocks::LOOK_AGAIN;
 use super::{Broker, mounts, path_text, text};
 use crate::fsfreeze::{Engine, Event, Failure, Filesystem, Note, Status, Why};
-use crate::say::Level;
+use crate::say::{Filesystems, Level};
 
 impl Broker {
     pub(super) fn act_freeze(&mut self, command: Command, only: Option<Vec<PathBuf>>) {
@@ -101,7 +101,10 @@ impl Broker {
         let failed = left.iter().filter_map(Failure::mountpoint).map(path_text).collect();
         self.note(&Record::Thawed { cause, count, mounts: mounts(filesystems), failed });
         if why == Why::TimeLimit {
-            self.say(Level::Warning, &format!("thawed {count} filesystems: the policy's time limit was over"));
+            self.say(
+                Level::Warning,
+                &format!("thawed {}: the policy's time limit was over", Filesystems(filesystems.len())),
+            );
         }
         for one in left {
             self.say(Level::Error, &format!("thaw: {one}"));

@@ -9,6 +9,7 @@ use postern_core::audit::Timestamp;
 use super::Broker;
 use super::clocks::boottime;
 use crate::fsfreeze::{Engine, Status};
+use crate::say::Filesystems;
 
 /// How postern stands, as a unit's status shows it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,8 +38,8 @@ impl fmt::Display for Standing {
             Self::Serving => f.write_str("serving"),
             Self::NoPort => f.write_str("waiting for the port"),
             Self::Freezing => f.write_str("freezing"),
-            Self::Frozen { filesystems, since } => write!(f, "frozen: {filesystems} filesystems since {since}"),
-            Self::Stuck { filesystems } => write!(f, "still frozen after a thaw: {filesystems} filesystems"),
+            Self::Frozen { filesystems, since } => write!(f, "frozen: {} since {since}", Filesystems(*filesystems)),
+            Self::Stuck { filesystems } => write!(f, "still frozen after a thaw: {}", Filesystems(*filesystems)),
             Self::Stopping => f.write_str("stopping"),
         }
     }
@@ -66,9 +67,10 @@ impl Broker {
     }
 
     /// The first worker is confined and so is the first opener, if there is to
-    /// be one, and a host can reach us.
+    /// be one, and a host can reach us; or, to thaw, without a port.
     fn is_up(&self) -> bool {
-        self.worker_stood && (self.paths_stood || self.parts.policy.files.is_empty()) && self.has_channel()
+        let stands = self.worker_stood && (self.paths_stood || self.parts.policy.files.is_empty());
+        self.parts.host.is_gone() || (stands && self.has_channel())
     }
 
     /// Whether a host can reach us: a listener waits for it, or the port is here.

@@ -61,13 +61,11 @@ impl Broker {
     /// the record as its word.
     pub(super) fn hear_opener(&mut self) -> Result<(), Fatal> {
         let Some(opener) = &mut self.opener else { return Ok(()) };
-        if opener.tell_on().is_err() {
-            self.lose_opener();
-            return Ok(());
-        }
+        // One that has ended can be told nothing, but may have said why.
+        let ended = opener.tell_on().is_err();
         let received = match opener.pipe.try_receive() {
             Ok(received) => received,
-            Err(ReceiveError::Empty) => return Ok(()),
+            Err(ReceiveError::Empty) if !ended => return Ok(()),
             Err(ReceiveError::Malformed(why)) => {
                 self.replace_unsound(&why.to_string());
                 return Ok(());

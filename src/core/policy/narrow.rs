@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Policy;
+use super::rules::is_canonical;
 use crate::catalogue::{Command, CommandSet};
 
 impl Policy {
@@ -34,11 +35,16 @@ impl Policy {
     /// Moves the state directory.
     ///
     /// # Errors
-    /// A path that is not absolute, or that a file rule reaches: a host that
-    /// writes there would tell postern what is frozen.
-    pub fn move_state(&mut self, directory: PathBuf) -> Result<(), String> {
-        if !directory.is_absolute() {
-            return Err(format!("the state directory {} is not absolute; write it from / on", directory.display()));
+    /// A path that is not absolute and plain, or that a file rule reaches: a host
+    /// that writes there would tell postern what is frozen.
+    pub fn move_state(&mut self, directory: &Path) -> Result<(), String> {
+        // Stock does not mind "//" and "."; ".." may lead anywhere.
+        let directory: PathBuf = directory.components().collect();
+        if !is_canonical(&directory) {
+            let directory = directory.display();
+            return Err(format!(
+                "the state directory {directory} is not absolute and plain; write it from / on, without .."
+            ));
         }
         let reached = |path: &Path| {
             self.files.iter().find(|rule| rule.reaches(path) || rule.path.starts_with(path)).map(|rule| &rule.path)
@@ -122,11 +128,11 @@ mod tests {
     fn the_state_directory_moves_only_where_the_host_cannot_reach() {
         let mut policy = policy(Command::all().collect());
         let before = policy.state.clone();
-        for bad in ["state", "/srv/data/state", "/srv", "/srv/data"] {
-            assert!(policy.move_state(bad.into()).is_err(), "{bad}");
+        for bad in ["state", "/srv/data/state", "/srv", "/srv/data", "/srv/other/../data/state"] {
+            assert!(policy.move_state(Path::new(bad)).is_err(), "{bad}");
             assert_eq!(policy.state, before);
         }
-        policy.move_state("/srv/database".into()).unwrap();
+        policy.move_state(Path::new("/srv//./database/")).unwrap();
         assert_eq!(policy.state, Path::new("/srv/database"));
     }
 }
