@@ -78,6 +78,8 @@ impl Port {
         let mut port = Self::watch(path)?;
         port.driver = vec![DRIVER.to_owned()];
         port.name = path.file_name().and_then(|name| Text::new(name.as_encoded_bytes()));
+        // It may have come back while nobody watched, and udev hang since.
+        port.nodes = nodes_in(Path::new(NODES));
         port.unplugged();
         Ok(port)
     }
@@ -192,6 +194,12 @@ impl Port {
 fn is_of_a_port(event: &InotifyEvent) -> bool {
     let new = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_Q_OVERFLOW;
     event.mask.intersects(new) || event.name.as_deref().is_some_and(is_node)
+}
+
+/// What may be nodes of ports in there, by their names.
+fn nodes_in(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter(|entry| is_node(&entry.file_name())).map(|entry| entry.path()).take(NODES_MAX).collect()
 }
 
 fn is_node(name: &OsStr) -> bool {
@@ -360,6 +368,23 @@ mod tests {
         let mut news = [PollFd::new(port.news(), PollFlags::POLLIN)];
         assert_eq!(poll(&mut news, PollTimeout::ZERO), Ok(1), "all at once");
         assert!(port.next_look().is_none(), "no news of a port");
+    }
+
+    #[test]
+    fn an_absent_port_is_looked_for_among_the_nodes_that_are_there() {
+        let there = tempfile::tempdir().expect("a directory");
+        for name in ["vport2p1", "null", "virtio-ports"] {
+            fs::write(there.path().join(name), "").expect("a node");
+        }
+        assert_eq!(nodes_in(there.path()), [there.path().join("vport2p1")]);
+        assert!(nodes_in(Path::new("/nowhere")).is_empty());
+        let path = Path::new("/dev/virtio-ports/org.qemu.guest_agent.0");
+        let mut port = Port::absent(path).expect("a place");
+        assert!(port.is_gone() && port.next_look().is_some());
+        assert_eq!(port.name, Some(Text::cut(b"org.qemu.guest_agent.0")));
+        // Nothing but a port is taken for it.
+        let null = File::open("/dev/null").expect("/dev/null");
+        assert!(port.take_back(null.as_fd()).is_err() && port.is_gone());
     }
 
     #[test]

@@ -77,6 +77,25 @@ fn purging_leaves_nothing_behind_without_systemd() {
 }
 
 #[test]
+fn purging_spares_what_is_somebody_elses() {
+    if without_root() {
+        return;
+    }
+    let tree = debian("sysvinit");
+    tree.sh(NO_SERVICES);
+    // Somebody who is called so, and had the name first.
+    tree.sh("useradd --create-home --user-group --shell /bin/sh postern");
+    let before = tree.sh("getent passwd postern; getent group postern; getent shadow postern");
+    tree.sh("apt-get install -y /tmp/postern.deb");
+    // Links where the package has directories lead to what is not its own.
+    tree.sh("mkdir /srv/log /srv/etc; touch /srv/log/kept /srv/etc/kept; rmdir /var/log/postern");
+    tree.sh("ln -s /srv/log /var/log/postern; ln -s /srv/etc /etc/postern/policy.d");
+    tree.sh("apt-get purge -y postern; test -e /srv/log/kept; test -e /srv/etc/kept");
+    tree.sh("! test -L /var/log/postern; ! test -e /etc/postern; ! getent passwd postern-broker");
+    assert_eq!(tree.sh("getent passwd postern; getent group postern; getent shadow postern"), before);
+}
+
+#[test]
 fn it_swaps_places_with_the_stock_agent() {
     if without_root() {
         return;
