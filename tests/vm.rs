@@ -42,6 +42,8 @@ mod services;
 mod shell;
 #[path = "vm/snapshots.rs"]
 mod snapshots;
+#[path = "vm/swap.rs"]
+mod swap;
 #[path = "vm/virsh.rs"]
 mod virsh;
 
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         port::TESTS,
         &power::tests(),
         snapshots::TESTS,
+        swap::TESTS,
         virsh::TESTS,
     ]
     .concat();

@@ -105,3 +105,8 @@ pub(crate) fn package() -> PathBuf {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| path_by("packaging/build", &[])).clone()
 }
+
+/// A package of Debian's, of the userlands' release.
+pub(crate) fn debian(name: &str) -> PathBuf {
+    path_by("tests/vm/prepare", &["package", name])
+}

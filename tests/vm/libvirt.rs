@@ -152,15 +152,22 @@ pub(crate) struct Domain {
 }
 
 impl Domain {
+    /// A small guest; postern is started by hand.
     pub(crate) fn boot() -> Self {
+        let mut this = Self::boot_setup(&Setup::new(LINUX_6_12, Userland::Busybox).with_postern(POLICY));
+        this.start_agent();
+        this
+    }
+
+    /// A guest with whatever agent it starts by itself.
+    pub(crate) fn boot_setup(setup: &Setup) -> Self {
         let libvirt = Libvirt::start();
-        let setup = Setup::new(LINUX_6_12, Userland::Busybox).with_postern(POLICY);
         let kernel = crate::guests::kernel(setup.kernel);
         fs::copy(kernel.join("vmlinuz"), libvirt.path("vmlinuz")).expect("a kernel");
         setup.initrd(&kernel, libvirt.directory.path());
         copy_sparsely(&crate::guests::userland(setup.userland, setup.kernel.processor), &libvirt.path("root.raw"));
         let xml = libvirt.path("domain.xml");
-        fs::write(&xml, definition(&libvirt, setup.memory)).expect("a definition");
+        fs::write(&xml, definition(&libvirt, setup)).expect("a definition");
         for name in ["vmlinuz", "initrd", "root.raw", "domain.xml"] {
             own(&libvirt.path(name));
         }
@@ -169,17 +176,22 @@ impl Domain {
         libvirt.virsh(&["start", NAME]);
         let mut shell = Shell::connect(&libvirt.path("control"), &libvirt.path("console"));
         shell.await_ready();
+        if setup.userland == Userland::Systemd {
+            shell.try_sh("systemctl is-system-running --wait");
+        }
         let version = libvirt.virsh(&["version", "--daemon"]);
         let boot = started.elapsed();
         let version = version.lines().last().unwrap_or_default().replace("Running against daemon: ", "libvirt ");
         note(&mut shell, setup.kernel, setup.userland, boot, &version);
-        let mut this = Self { libvirt, shell };
-        this.start_agent();
-        this
+        Self { libvirt, shell }
     }
 
     pub(crate) fn start_agent(&mut self) {
         self.shell.sh(START);
+        self.await_agent();
+    }
+
+    pub(crate) fn await_agent(&self) {
         // libvirt knows of the agent when the port is opened.
         eventually("libvirt sees the agent", || {
             let (well, _) = self.libvirt.try_virsh(&["qemu-agent-command", NAME, r#"{"execute":"guest-ping"}"#]);
@@ -219,7 +231,7 @@ pub(crate) fn copy_sparsely(from: &Path, to: &Path) {
 }
 
 /// The same machine as `Machine` boots, as libvirt wants to be told.
-fn definition(libvirt: &Libvirt, memory: u32) -> String {
+fn definition(libvirt: &Libvirt, setup: &Setup) -> String {
     let path = |name: &str| libvirt.path(name).display().to_string();
     format!(
         "<domain type='{kind}'>
@@ -230,7 +242,7 @@ fn definition(libvirt: &Libvirt, memory: u32) -> String {
     <type arch='x86_64' machine='pc'>hvm</type>
     <kernel>{kernel}</kernel>
     <initrd>{initrd}</initrd>
-    <cmdline>console=ttyS0 quiet panic=-1</cmdline>
+    <cmdline>{cmdline}</cmdline>
   </os>
   <features><acpi/></features>
   <cpu mode='custom' match='exact' check='none'>
@@ -251,6 +263,8 @@ fn definition(libvirt: &Libvirt, memory: u32) -> String {
   </devices>
 </domain>
 ",
+        memory = setup.memory,
+        cmdline = setup.command_line(),
         kind = if accelerator() == "kvm" { "kvm" } else { "qemu" },
         kernel = path("vmlinuz"),
         initrd = path("initrd"),

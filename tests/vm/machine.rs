@@ -76,6 +76,16 @@ impl Setup {
         self
     }
 
+    /// The kernel's command line.
+    pub(crate) fn command_line(&self) -> String {
+        let mask = if self.stock { "" } else { "systemd.mask=qemu-guest-agent.service" };
+        let console = match self.kernel.processor {
+            Processor::X86_64 => "ttyS0",
+            Processor::Aarch64 => "ttyAMA0",
+        };
+        format!("console={console} quiet panic=-1 {mask} {}", self.append)
+    }
+
     /// The kernel's initrd with the payload as a second archive behind it.
     pub(crate) fn initrd(&self, kernel: &Path, scratch: &Path) -> PathBuf {
         let tree = scratch.join("payload");
@@ -203,12 +213,10 @@ impl Machine {
             .status()
             .expect("qemu-img");
         assert!(made.success(), "qemu-img: {made}");
-        let mask = if setup.stock { "" } else { "systemd.mask=qemu-guest-agent.service" };
-        let (program, console) = match setup.kernel.processor {
-            Processor::X86_64 => ("qemu-system-x86_64", "ttyS0"),
-            Processor::Aarch64 => ("qemu-system-aarch64", "ttyAMA0"),
+        let program = match setup.kernel.processor {
+            Processor::X86_64 => "qemu-system-x86_64",
+            Processor::Aarch64 => "qemu-system-aarch64",
         };
-        let append = format!("console={console} quiet panic=-1 {mask} {}", setup.append);
         let path = |name: &str| directory.join(name).display().to_string();
         let socket = |id: &str| format!("socket,id={id},path={},server=on,wait=off", path(id));
         let mut command = Command::new(program);
@@ -219,7 +227,7 @@ impl Machine {
             .arg(kernel.join("vmlinuz"))
             .arg("-initrd")
             .arg(initrd)
-            .args(["-append", &append])
+            .args(["-append", &setup.command_line()])
             .args(["-chardev", &format!("file,id=console,path={}", path("console")), "-serial", "chardev:console"])
             .args(["-chardev", &socket("control")])
             .args(["-chardev", &socket("qmp"), "-mon", "chardev=qmp,mode=control"])

@@ -16,32 +16,39 @@ use crate::boots::everything;
 use crate::guests::{self, LINUX_6_1, Userland};
 use crate::later::later;
 use crate::machine::{Machine, PORT, Setup};
+use crate::power::powers_down;
 use crate::support::runner::{self, Test};
 
+const TESTS: &[Test] = &[
+    ("package_takes_the_place_of_stock", swap),
+    ("package_is_watched_upgraded_and_removed", life),
+    ("package_starts_at_boot_rotates_and_thaws", boots),
+    ("package_runs_under_sysvinit", sysvinit),
+];
+
 pub(crate) fn tests() -> Vec<Test> {
-    const TESTS: &[Test] =
-        &[("package_takes_the_place_of_stock", swap), ("package_is_watched_upgraded_and_removed", life)];
     if everything() { TESTS.to_vec() } else { TESTS[..1].to_vec() }
 }
 
 /// A guest with the package and a later one in /root, and stock at work.
-fn guest() -> Machine {
+fn guest(userland: Userland) -> Machine {
     let scratch = tempfile::tempdir().expect("a temporary directory");
     let package = guests::package();
     let later = later(&package, scratch.path());
     let read = |path| fs::read(path).expect("a package");
-    let setup = Setup::new(LINUX_6_1, Userland::Systemd)
-        .with_stock()
-        .file("/root/postern.deb", read(package), 0o644)
-        .file("/root/later.deb", read(later), 0o644);
+    let setup = Setup::new(LINUX_6_1, userland).with_stock().file("/root/postern.deb", read(package), 0o644).file(
+        "/root/later.deb",
+        read(later),
+        0o644,
+    );
     Machine::boot(&setup)
 }
 
 /// Units of ours that failed; a guest has others that are no use there.
-const FAILED: &str = "systemctl --failed --plain --no-legend | grep -E 'postern|qemu' || true";
+pub(crate) const FAILED: &str = "systemctl --failed --plain --no-legend | grep -E 'postern|qemu' || true";
 
 /// Nobody is asked; what the operator changed stays.
-const INSTALL: &str = "DEBIAN_FRONTEND=noninteractive apt-get -y -o Dpkg::Options::=--force-confdef \
+pub(crate) const INSTALL: &str = "DEBIAN_FRONTEND=noninteractive apt-get -y -o Dpkg::Options::=--force-confdef \
      -o Dpkg::Options::=--force-confold install";
 
 /// What a host saw that polled.
@@ -138,7 +145,7 @@ fn restarted(guest: &mut Machine, before: &str) -> String {
 }
 
 fn swap() {
-    let mut guest = guest();
+    let mut guest = guest(Userland::Systemd);
     guest.sh_eventually("systemctl is-active qemu-guest-agent");
     let version = guest.host().returns("guest-info", &Value::Null)["version"].clone();
     assert!(version.as_str().is_some_and(|version| version.starts_with("7.")), "the control: stock answers, {version}");
@@ -195,7 +202,7 @@ fn swap() {
 }
 
 fn life() {
-    let mut guest = guest();
+    let mut guest = guest(Userland::Systemd);
     guest.sh(&format!("{INSTALL} /root/postern.deb"));
     guest.sh("systemctl is-active postern");
 
@@ -232,4 +239,103 @@ fn life() {
     guest.sh("rm -r /root/*.deb /run/systemd/system/postern.service.d");
     let left = guest.sh("find / -xdev -name '*postern*' ! -path '/var/log/*' ; find /run -name '*postern*'; grep -r --exclude='*-' postern /etc || true");
     assert_eq!(left, "");
+}
+
+/// Reboots as a host asks for it, by the policy that the package brings.
+fn reboot(guest: &mut Machine) {
+    let before = guest.sh(BOOT);
+    // What QEMU would take for its end it does.
+    guest.qmp("set-action", json!({ "reboot": "reset" }));
+    guest.host().send(br#"{"execute": "guest-shutdown", "arguments": {"mode": "reboot"}}"#);
+    guest.event("RESET");
+    guest.booted();
+    assert_ne!(guest.sh(BOOT), before);
+}
+
+const BOOT: &str = "cat /proc/sys/kernel/random/boot_id";
+
+/// A filesystem beside /: with that frozen apt itself would wait.
+const DISK: &str =
+    "truncate -s 20M /run/disk && mke2fs -q /run/disk && mkdir -p /srv/disk && mount -o loop /run/disk /srv/disk";
+
+fn boots() {
+    let mut guest = guest(Userland::Systemd);
+    guest.sh(&format!("{INSTALL} /root/postern.deb"));
+    reboot(&mut guest);
+    guest.sh_eventually("systemctl is-active postern");
+    guest.host().ping();
+    assert_eq!(show(&mut guest, "Type"), "notify");
+    assert_ne!(show(&mut guest, "StatusText"), "");
+    assert_eq!(guest.sh(&format!("stat -L -c '%U:%G %a' /dev/virtio-ports/{PORT}")), "root:postern 660\n");
+    assert_eq!(guest.sh(FAILED), "");
+
+    // logrotate, as the package sets it up.
+    let broker = show(&mut guest, "MainPID");
+    guest.sh("logrotate --force /etc/logrotate.d/postern");
+    guest.sh_eventually("cd /var/log/postern && test -s audit.jsonl.1 && test -s audit.jsonl");
+    assert_eq!(guest.sh("stat -c '%U %a' /var/log/postern/audit.jsonl"), "postern-broker 600\n");
+    guest.sh("cd /var/log/postern && postern audit verify audit.jsonl.1 audit.jsonl");
+    assert_eq!(show(&mut guest, "MainPID"), broker, "logrotate restarted it");
+
+    // Something is frozen: an upgrade leaves the one who knows of it alone, a
+    // removal thaws first.
+    guest.sh(DISK);
+    let frozen = json!({ "mountpoints": ["/srv/disk"] });
+    assert_eq!(guest.host().returns("guest-fsfreeze-freeze-list", &frozen), 1);
+    guest.sh("(echo late >/srv/disk/late) >/dev/null 2>&1 & sleep 1; test ! -s /srv/disk/late");
+    let said = guest.sh(&format!("{INSTALL} /root/later.deb"));
+    assert!(said.contains("filesystems are frozen"), "{said}");
+    assert_eq!(show(&mut guest, "MainPID"), broker);
+    assert_eq!(guest.host().returns("guest-fsfreeze-status", &Value::Null), "frozen");
+    guest.sh("test ! -s /srv/disk/late");
+    guest.sh("apt-get -y remove postern");
+    guest.sh_eventually("grep -q late /srv/disk/late");
+    guest.sh("! pgrep postern && ! test -e /run/postern");
+    let log = guest.sh("tail -n 3 /var/log/postern/audit.jsonl");
+    println!("{log}");
+}
+
+/// The broker's process.
+const BROKER: &str = "pgrep -x postern-broker";
+
+fn sysvinit() {
+    let mut guest = guest(Userland::Sysvinit);
+    guest.sh_eventually("pgrep -x qemu-ga");
+    let said = guest.sh(&format!("{INSTALL} /root/postern.deb"));
+    assert!(said.contains("Removing qemu-guest-agent"), "{said}");
+    guest.sh_eventually(BROKER);
+    guest.host().ping();
+    guest.sh("! pgrep -x qemu-ga; service postern status");
+
+    let first = guest.sh(BROKER);
+    guest.sh("service postern restart");
+    assert_ne!(guest.sh_eventually(BROKER), first);
+    guest.host().ping();
+    // What logrotate does; Debian's brings cron along where there is no systemd.
+    guest.sh("cd /var/log/postern && mv audit.jsonl audit.jsonl.1 && service postern reload");
+    guest.sh_eventually(
+        "cd /var/log/postern && test -s audit.jsonl.1 && postern audit verify audit.jsonl.1 audit.jsonl",
+    );
+    guest.sh("service postern stop && ! pgrep postern");
+    guest.sh("service postern status; test $? = 3");
+    guest.sh("service postern start");
+    guest.sh_eventually(BROKER);
+    guest.host().ping();
+
+    // Nobody supervises it here. Its processes go with it, status tells, and it
+    // can be started.
+    guest.sh(&format!("kill -KILL $({BROKER})"));
+    guest.sh_eventually("! pgrep postern");
+    let (status, said) = guest.try_sh("service postern status");
+    assert!(status == 1 && said.contains("not running"), "{status}: {said}");
+    guest.sh("service postern start");
+    guest.sh_eventually(BROKER);
+    guest.host().ping();
+
+    // The runlevels start it and stop it.
+    reboot(&mut guest);
+    guest.sh_eventually(BROKER);
+    let story = guest.sh("grep -E 'stopped|guest-shutdown' /var/log/postern/audit.jsonl | tail -n 2");
+    assert!(story.contains("guest-shutdown") && story.contains("stopped"), "{story}");
+    powers_down(&mut guest);
 }
