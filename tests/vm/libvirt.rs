@@ -14,9 +14,9 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::boots::{POLICY, START};
 use crate::guests::{LINUX_6_12, Userland};
 use crate::machine::{PORT, Setup, accelerator, eventually, note};
+use crate::postern::{POLICY, START};
 use crate::shell::Shell;
 
 /// `nobody`: libvirt wants an account that exists, and runs a session of its own

@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::boots::everything;
+use crate::everything;
 use crate::guests::{self, LINUX_6_1, Userland};
 use crate::later::later;
 use crate::machine::{Machine, PORT, Setup};
-use crate::support::runner::{self, Test};
+use crate::postern::VERIFY;
+use crate::support::runner::Test;
 
 pub(crate) fn tests() -> Vec<Test> {
     const TESTS: &[Test] =
@@ -148,7 +149,7 @@ fn swap() {
     assert!(said.contains("Removing qemu-guest-agent"), "{said}");
     guest.sh("systemctl is-active postern");
     let seen = poll.end();
-    runner::note(&format!(
+    guest.note(&format!(
         "host polled {} times over the swap, {} unanswered in 5 s, longest {:.1} s",
         seen.answered + seen.unanswered,
         seen.unanswered,
@@ -221,7 +222,7 @@ fn life() {
     let freeze = info["supported_commands"].as_array().expect("commands").iter();
     let freeze = freeze.filter(|command| command["name"] == "guest-fsfreeze-freeze").collect::<Vec<_>>();
     assert!(matches!(freeze.as_slice(), [one] if one["enabled"] == false), "{freeze:?}");
-    guest.sh("postern audit verify /var/log/postern/audit.jsonl");
+    guest.sh(VERIFY);
 
     // Removed: no process, no unit, no right to the port. Then purged.
     guest.sh("apt-get -y remove postern");

@@ -10,13 +10,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::boots::{ACCOUNTS, POLICY};
 use crate::guests::{Kernel, Userland};
 use crate::machine::{Machine, PATIENCE, Setup};
+use crate::postern::{ACCOUNTS, LOG, POLICY, VERIFY};
 use crate::support::agent::{BINARY, LIVELY};
-
-/// Where the audit log is, by default.
-pub(crate) const LOG: &str = "/var/log/postern/audit.jsonl";
 
 /// Where the guest's own service leaves a line each time it is stopped.
 pub(crate) const STOPPED: &str = "/var/lib/stopped";
@@ -119,7 +116,7 @@ fn try_once(socket: &Path, command: &str, id: u32) -> Option<Value> {
 /// The log in the guest, which must be whole: `action stage` or `action`, with
 /// what tells apart what these tests look at.
 pub(crate) fn story(machine: &mut Machine) -> Vec<String> {
-    machine.sh(&format!("/usr/bin/postern audit verify {LOG}"));
+    machine.sh(VERIFY);
     told(&machine.sh(&format!("cat {LOG}")))
 }
 
