@@ -12,14 +12,11 @@ use serde_json::{Value, json};
 
 use crate::guests::{Kernel, Userland};
 use crate::machine::{Machine, PATIENCE, Setup};
-use crate::postern::{ACCOUNTS, LOG, POLICY, VERIFY};
+use crate::postern::{ACCOUNTS, INSTALL, LOG, POLICY, VERIFY, installed};
 use crate::support::agent::{BINARY, LIVELY};
 
 /// Where the guest's own service leaves a line each time it is stopped.
 pub(crate) const STOPPED: &str = "/var/lib/stopped";
-
-/// The unit that the package ships.
-const UNIT: &str = include_str!("../../packaging/postern.service");
 
 /// systemd's way to know a service with a stop job.
 const WITNESS_UNIT: &str = "[Unit]\nDescription=Leaves a sign when it is stopped\n\
@@ -46,20 +43,15 @@ pub(crate) fn boot(kernel: Kernel, userland: Userland) -> Machine {
             let inittab = format!("{}{RESPAWN_BUSYBOX}", include_str!("busybox/inittab"));
             setup.file("/etc/inittab", inittab, 0o644)
         }
-        Userland::Systemd => setup.file("/etc/systemd/system/postern.service", UNIT, 0o644).file(
-            "/etc/systemd/system/witness.service",
-            WITNESS_UNIT,
-            0o644,
-        ),
+        Userland::Systemd => installed(setup, true).file("/etc/systemd/system/witness.service", WITNESS_UNIT, 0o644),
         Userland::Sysvinit => setup.file("/etc/init.d/witness", WITNESS_SCRIPT, 0o755),
     };
     let mut machine = Machine::boot(&setup);
     match userland {
         Userland::Busybox => {}
         Userland::Systemd => {
-            machine.sh(ACCOUNTS);
-            machine.sh("systemctl add-wants multi-user.target postern.service witness.service \
-                 && systemctl start postern.service witness.service");
+            machine.sh(INSTALL);
+            machine.sh("systemctl add-wants multi-user.target witness.service && systemctl start postern witness");
         }
         Userland::Sysvinit => {
             machine.sh(ACCOUNTS);
