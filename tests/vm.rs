@@ -32,6 +32,8 @@ mod package;
 mod play;
 #[path = "vm/port.rs"]
 mod port;
+#[path = "vm/postern.rs"]
+mod postern;
 #[path = "vm/power.rs"]
 mod power;
 #[path = "hosts/script.rs"]
@@ -50,6 +52,11 @@ mod virsh;
 use std::process::ExitCode;
 
 use support::runner;
+
+/// Whether everything was asked for, and not the quick set.
+fn everything() -> bool {
+    std::env::var("POSTERN_VM").is_ok_and(|set| set == "all")
+}
 
 fn main() -> ExitCode {
     machine::say_accelerator();

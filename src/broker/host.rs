@@ -46,7 +46,10 @@ pub enum HostError {
     #[error("{path}: {why}; is the virtio-serial port there, and given to this guest?", path = .0.display(), why = .1)]
     Port(PathBuf, Errno),
     /// What must be watched for the port's return can't be.
-    #[error("{path}: can't watch for its return: {why}", path = .0.display(), why = .1)]
+    #[error(
+        "{path}: can't watch for its return: {why}; is fs.inotify.max_user_instances (sysctl) used up?",
+        path = .0.display(), why = .1
+    )]
     Watch(PathBuf, Errno),
     /// The port was unplugged, came back, and a worker may not open it.
     #[error(

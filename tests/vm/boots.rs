@@ -3,8 +3,10 @@
 
 use serde_json::{Value, json};
 
+use crate::everything;
 use crate::guests::{Kernel, LINUX_5_10, LINUX_6_1, LINUX_6_12, LINUX_6_12_ARM64, NEWEST, Userland};
 use crate::machine::{Machine, Setup};
+use crate::postern::{ACCOUNTS, LAST_WORDS, POLICY, START, VERIFY};
 use crate::support::runner::Test;
 
 /// The quick set first; `POSTERN_VM=all` takes them all.
@@ -35,45 +37,17 @@ const TESTS: &[Test] = &[
     ("boots_6_12_busybox_on_aarch64", in_cell::<9>),
 ];
 
+const LINUX_6_12_WITHOUT: Kernel = Kernel { landlock: 0, ..LINUX_6_12 };
+
 const REFUSALS: &[Test] = &[
     ("refuses_5_10_for_it_has_no_landlock", || refuses(LINUX_5_10, "")),
-    ("refuses_a_kernel_with_landlock_switched_off", || {
-        refuses(Kernel { landlock: 0, ..LINUX_6_12 }, "lsm=capability,yama");
-    }),
+    ("refuses_a_kernel_with_landlock_switched_off", || refuses(LINUX_6_12_WITHOUT, "lsm=capability,yama")),
 ];
-
-/// Whether everything was asked for, and not the quick set.
-pub(crate) fn everything() -> bool {
-    std::env::var("POSTERN_VM").is_ok_and(|set| set == "all")
-}
 
 pub(crate) fn tests() -> Vec<Test> {
     let cells = if everything() { TESTS } else { &TESTS[..QUICK] };
     [REFUSALS, cells].concat()
 }
-
-/// What every scene of a VM starts from: freeze, power, and files below /srv.
-pub(crate) const POLICY: &str = r#"version = 1
-profile = "backup"
-[commands]
-allow = ["guest-shutdown", "guest-file-open", "guest-file-close", "guest-file-read", "guest-file-write",
-         "guest-file-seek", "guest-file-flush"]
-[shutdown]
-modes = ["powerdown", "reboot", "halt"]
-method = "init"
-[[files]]
-path = "/srv"
-rights = ["read", "write", "create"]
-"#;
-
-/// Makes what the policy names and starts postern; the tiny way, by hand.
-pub(crate) const START: &str = "mkdir -p /srv && chown postern: /srv && \
-     (postern run -vv </dev/null >/run/postern.log 2>&1 & echo $! >/run/postern.pid)";
-
-/// Accounts as the package makes them, where a userland has none.
-pub(crate) const ACCOUNTS: &str = "grep -q '^postern:' /etc/passwd || { \
-     useradd --system --no-create-home postern && useradd --system --no-create-home postern-broker; }; \
-     pidof qemu-ga && service qemu-guest-agent stop; true";
 
 /// What the kernel has, by what postern said of it.
 fn landlock_of(machine: &mut Machine) -> u32 {
@@ -104,7 +78,7 @@ fn in_cell<const CELL: usize>() {
     machine.sh("(echo frozen >/srv/late; echo $? >/run/late) >/dev/null 2>&1 & sleep 1; test ! -e /run/late");
     assert_eq!(host.returns("guest-fsfreeze-thaw", &Value::Null), json!(1));
     machine.sh_eventually("test \"$(cat /run/late)\" = 0");
-    machine.sh("/usr/bin/postern audit verify /var/log/postern/audit.jsonl");
+    machine.sh(VERIFY);
 
     host.send(br#"{"execute": "guest-shutdown"}"#);
     machine.event("SHUTDOWN");
@@ -115,7 +89,7 @@ fn in_cell<const CELL: usize>() {
 fn refuses(kernel: Kernel, append: &str) {
     let mut machine = Machine::boot(&Setup::new(kernel, Userland::Busybox).with_postern(POLICY).append(append));
     machine.sh(START);
-    let said = machine.sh_eventually("! kill -0 $(cat /run/postern.pid) 2>/dev/null && cat /run/postern.log");
+    let said = machine.sh_eventually(LAST_WORDS);
     machine.sh("test ! -e /var/log/postern/audit.jsonl");
     machine.note("postern does not start");
     assert!(said.contains("not starting unconfined") && said.contains("Landlock"), "{said}");

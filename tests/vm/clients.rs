@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::boots::{ACCOUNTS, POLICY, START};
 use crate::guests::{LINUX_6_1, Userland};
 use crate::machine::{Machine, Setup};
 use crate::play::{Stage, play};
+use crate::postern::{ACCOUNTS, POLICY, START, VERIFY};
 use crate::script::{self, Kind, Way};
 use crate::support::agent::eventually;
 use crate::support::runner::Test;
@@ -59,7 +59,7 @@ fn over_virtio_serial() {
     machine.sh(ACCOUNTS);
     machine.sh(START);
     satisfies_all(&mut machine, Kind::Postern);
-    machine.sh("postern audit verify /var/log/postern/audit.jsonl");
+    machine.sh(VERIFY);
 }
 
 fn satisfies_all(machine: &mut Machine, kind: Kind) {

@@ -4,12 +4,12 @@
 
 use std::time::Instant;
 
-use crate::boots::everything;
+use crate::everything;
 use crate::guests::{Kernel, LINUX_6_1, LINUX_6_12, NEWEST, Userland};
 use crate::machine::Machine;
 use crate::power;
 use crate::services::{self, insist, story};
-use crate::support::runner::{self, Test};
+use crate::support::runner::Test;
 
 const QUICK: &[Test] = &[
     ("freezes_of_the_root_busybox", || freezes(LINUX_6_12, Userland::Busybox)),
@@ -59,8 +59,7 @@ fn freezes(kernel: Kernel, userland: Userland) {
         assert_eq!(lines, wanted, "{name} was killed");
     }
     thaws_by_itself(&mut machine, userland, &mut seen);
-    let release = machine.sh("uname -r");
-    runner::note(&format!("{} | {} | {}", release.trim(), userland.name(), times.join("; ")));
+    machine.note(&times.join("; "));
 
     // After all that it still shuts down as it should.
     power::powers_down(&mut machine);

@@ -7,11 +7,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::boots::{POLICY, START};
 use crate::guests::{LINUX_6_1, Userland};
 use crate::machine::{Machine, Setup};
-use crate::port::{INSTALL, installed, stock_beside};
-use crate::support::runner::{self, Test};
+use crate::port::stock_beside;
+use crate::postern::{INSTALL, POLICY, START, STOP, installed};
+use crate::support::runner::Test;
 
 pub(crate) const TESTS: &[Test] = &[("an_idle_agent_costs_nothing", an_idle_agent_costs_nothing)];
 
@@ -96,10 +96,10 @@ fn an_idle_agent_costs_nothing() {
     host.ping();
     drop((host, stock));
     // With the service manager's watchdog: half a minute each.
-    machine.sh("kill $(cat /run/postern.pid); while kill -0 $(cat /run/postern.pid) 2>/dev/null; do sleep 0.1; done");
+    machine.sh(STOP);
     machine.sh("systemctl start postern");
     let cost = minute(&mut machine, "no host, watchdog of a minute", &mut notes);
-    runner::note(&notes.join("; "));
+    machine.note(&notes.join("; "));
     for (name, [switches, ..]) in ours(&cost) {
         // Two or three pings, each of which may be interrupted.
         let most = if name == "postern-broker" { 8 } else { 0 };

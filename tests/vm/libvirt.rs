@@ -14,9 +14,9 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::boots::{POLICY, START};
 use crate::guests::{LINUX_6_12, Userland};
 use crate::machine::{PORT, Setup, accelerator, eventually, note};
+use crate::postern::{POLICY, START};
 use crate::shell::Shell;
 
 /// `nobody`: libvirt wants an account that exists, and runs a session of its own
@@ -149,6 +149,9 @@ fn own(path: &Path) {
 pub(crate) struct Domain {
     pub(crate) libvirt: Libvirt,
     pub(crate) shell: Shell,
+    setup: Setup,
+    boot: Duration,
+    version: String,
 }
 
 impl Domain {
@@ -182,8 +185,15 @@ impl Domain {
         let version = libvirt.virsh(&["version", "--daemon"]);
         let boot = started.elapsed();
         let version = version.lines().last().unwrap_or_default().replace("Running against daemon: ", "libvirt ");
-        note(&mut shell, setup.kernel, setup.userland, boot, &version);
-        Self { libvirt, shell }
+        let mut this = Self { libvirt, shell, setup: setup.clone(), boot, version };
+        this.note("");
+        this
+    }
+
+    /// Notes the guest, and what the test found out.
+    pub(crate) fn note(&mut self, found: &str) {
+        let found = format!("{} {found}", self.version);
+        note(&mut self.shell, self.setup.kernel, self.setup.userland, self.boot, &found);
     }
 
     pub(crate) fn start_agent(&mut self) {

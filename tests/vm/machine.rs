@@ -163,7 +163,7 @@ pub(crate) struct Machine {
     kernel: Kernel,
     userland: Userland,
     /// From QEMU's start to a shell.
-    pub(crate) boot: Duration,
+    boot: Duration,
 }
 
 impl Machine {

@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::boots::everything;
+use crate::everything;
 use crate::guests::{self, LINUX_6_1, Userland};
 use crate::later::later;
 use crate::machine::{Machine, PORT, Setup};
+use crate::postern::VERIFY;
 use crate::power::powers_down;
-use crate::support::runner::{self, Test};
+use crate::support::runner::Test;
 
 const TESTS: &[Test] = &[
     ("package_takes_the_place_of_stock", swap),
@@ -155,7 +156,7 @@ fn swap() {
     assert!(said.contains("Removing qemu-guest-agent"), "{said}");
     guest.sh("systemctl is-active postern");
     let seen = poll.end();
-    runner::note(&format!(
+    guest.note(&format!(
         "host polled {} times over the swap, {} unanswered in 5 s, longest {:.1} s",
         seen.answered + seen.unanswered,
         seen.unanswered,
@@ -228,7 +229,7 @@ fn life() {
     let freeze = info["supported_commands"].as_array().expect("commands").iter();
     let freeze = freeze.filter(|command| command["name"] == "guest-fsfreeze-freeze").collect::<Vec<_>>();
     assert!(matches!(freeze.as_slice(), [one] if one["enabled"] == false), "{freeze:?}");
-    guest.sh("postern audit verify /var/log/postern/audit.jsonl");
+    guest.sh(VERIFY);
 
     // Removed: no process, no unit, no right to the port. Then purged.
     guest.sh("apt-get -y remove postern");

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::boots::{POLICY, START};
 use crate::guests::{LINUX_6_1, LINUX_6_12, Userland};
 use crate::machine::{Machine, PATIENCE, PORT, Setup};
+use crate::postern::{INSTALL, LAST_WORDS, POLICY, START, STOP, VERIFY, installed};
 use crate::support::agent::Host;
-use crate::support::runner::{self, Test};
+use crate::support::runner::Test;
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_replugged_port_is_served_by_the_same_broker", a_replugged_port_is_served_by_the_same_broker),
@@ -32,21 +32,6 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// The stock agent's port, beside ours.
 const STOCK: &str = "stock.0";
-
-/// As the package installs it, by hand.
-pub(crate) fn installed(setup: Setup, rules: bool) -> Setup {
-    let setup = setup
-        .file("/usr/lib/systemd/system/postern.service", include_str!("../../packaging/postern.service"), 0o644)
-        .file("/usr/lib/sysusers.d/postern.conf", include_str!("../../packaging/postern.sysusers"), 0o644)
-        .file("/usr/lib/tmpfiles.d/postern.conf", include_str!("../../packaging/postern.tmpfiles"), 0o644);
-    let rule = include_str!("../../packaging/60-postern.rules");
-    if rules { setup.file("/usr/lib/udev/rules.d/60-postern.rules", rule, 0o644) } else { setup }
-}
-
-/// What the package's scripts do.
-pub(crate) const INSTALL: &str = "systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload && \
-     udevadm control --reload && udevadm trigger --settle --subsystem-match=virtio-ports && \
-     mkdir -p /srv && chown postern: /srv";
 
 /// A port beside the agent's, on a controller of its own, and the stock agent
 /// on it, which tries again (`-r`).
@@ -171,10 +156,10 @@ fn a_replugged_port_is_served_by_the_same_broker() {
         assert_eq!(count(&mut machine, "host-connected"), rounds);
         assert_eq!(count(&mut machine, "host-disconnected"), rounds);
     }
-    runner::note(&notes.join("; "));
+    machine.note(&notes.join("; "));
     assert_eq!(count(&mut machine, "log-opened"), 1);
     assert_eq!(count(&mut machine, "malformed-frame"), 0);
-    machine.sh("postern audit verify /var/log/postern/audit.jsonl");
+    machine.sh(VERIFY);
 }
 
 fn without_a_udev_rule_the_service_manager_starts_it_again() {
@@ -188,17 +173,15 @@ fn without_a_udev_rule_the_service_manager_starts_it_again() {
     let plugged = Instant::now();
     plug_port(&mut machine, "port");
     let took = answered_after(&machine.agent_socket(), plugged);
-    runner::note(&format!(
-        "no udev rule: served again {:.2} s after it was plugged in, by a restart",
-        took.as_secs_f64()
-    ));
+    machine
+        .note(&format!("no udev rule: served again {:.2} s after it was plugged in, by a restart", took.as_secs_f64()));
     assert_eq!(machine.host().returns("guest-fsfreeze-status", &Value::Null), "thawed", "it thaws before it ends");
     machine.sh("touch /srv/writes");
     let said = machine.sh("journalctl -o cat -u postern; systemctl show -p NRestarts postern");
     assert!(said.contains("NRestarts=1") && said.contains("status=5"), "{said}");
     assert!(said.contains("the worker's account can't open it (EACCES"), "{said}");
     assert_eq!(count(&mut machine, "stopped"), 1, "an end in order");
-    machine.sh("postern audit verify /var/log/postern/audit.jsonl");
+    machine.sh(VERIFY);
 }
 
 fn without_udev_it_ends_in_order() {
@@ -208,7 +191,7 @@ fn without_udev_it_ends_in_order() {
     unplug(&mut machine, "port");
     // Nobody removes the link, so it leads to the new node at once.
     plug_port(&mut machine, "port");
-    let said = machine.sh_eventually("! kill -0 $(cat /run/postern.pid) 2>/dev/null && cat /run/postern.log");
+    let said = machine.sh_eventually(LAST_WORDS);
     assert!(said.contains("can't open it (EACCES"), "{said}");
     machine.sh("touch /srv/writes");
     assert_eq!(count(&mut machine, "stopped"), 1);
@@ -283,7 +266,7 @@ fn hosts_come_and_go_in_the_middle_of_things() {
         assert_eq!(host.hear()["return"]["count"], 8 << 20);
     }
     host.ping();
-    runner::note(&format!("64 MiB of replies to a host that does not read: all processes grew by {grown} KiB"));
+    machine.note(&format!("64 MiB of replies to a host that does not read: all processes grew by {grown} KiB"));
     // One that never reads, and goes: the rest is dropped.
     host.send(ask.as_bytes());
     settle(&mut machine);
@@ -397,7 +380,7 @@ fn vsock_serves_one_context_only() {
     let refused: Value = serde_json::from_str(refused.trim()).expect("a record");
     assert_eq!((&refused["postern"]["cid"], &refused["postern"]["count"]), (&json!(1), &json!(1)), "{refused}");
     assert_eq!(count(&mut machine, "host-connected"), 0);
-    machine.sh("kill $(cat /run/postern.pid); while kill -0 $(cat /run/postern.pid) 2>/dev/null; do sleep 0.1; done");
+    machine.sh(STOP);
     // The policy says that it may.
     serve(&mut machine, "peer = 1\n");
     for _ in 0..3 {
@@ -405,5 +388,5 @@ fn vsock_serves_one_context_only() {
     }
     assert_eq!(count(&mut machine, "host-connected"), 3);
     assert_eq!(count(&mut machine, "process-died"), 0);
-    machine.sh("postern audit verify /var/log/postern/audit.jsonl");
+    machine.sh(VERIFY);
 }

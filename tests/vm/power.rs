@@ -6,11 +6,12 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::boots::everything;
+use crate::everything;
 use crate::guests::{Kernel, LINUX_6_1, LINUX_6_12, NEWEST, Userland};
 use crate::machine::Machine;
-use crate::services::{self, LOG, STOPPED, insist, story, story_of};
-use crate::support::runner::{self, Test};
+use crate::postern::LOG;
+use crate::services::{self, STOPPED, insist, story, story_of};
+use crate::support::runner::Test;
 
 const QUICK: &[Test] = &[
     ("power_busybox", || power(LINUX_6_12, Userland::Busybox)),
@@ -48,7 +49,7 @@ fn power(kernel: Kernel, userland: Userland) {
     machine.booted();
     was_shut_down(&mut machine, 2, "halt");
 
-    note(&mut machine, userland);
+    machine.note("");
     powers_down(&mut machine);
     let image = disk_is_clean(&mut machine, "powerdown");
     assert_eq!(debugfs(&image, &format!("cat {STOPPED}")), "stopped\n".repeat(3));
@@ -57,16 +58,11 @@ fn power(kernel: Kernel, userland: Userland) {
 /// A reboot that ends at the reset, and what it left on the disk.
 fn reboot(kernel: Kernel, userland: Userland) {
     let mut machine = services::boot(kernel, userland);
-    note(&mut machine, userland);
+    machine.note("");
     ask(&mut machine, "reboot");
     let end = machine.event("SHUTDOWN");
     assert_eq!(end["data"], json!({ "guest": true, "reason": "guest-reset" }));
     disk_is_clean(&mut machine, "reboot");
-}
-
-fn note(machine: &mut Machine, userland: Userland) {
-    let release = machine.sh("uname -r");
-    runner::note(&format!("{} | {} | boot {:.1} s", release.trim(), userland.name(), machine.boot.as_secs_f64()));
 }
 
 /// Asks for a mode. What goes well has no reply.

@@ -10,19 +10,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::boots::{ACCOUNTS, POLICY};
 use crate::guests::{Kernel, Userland};
 use crate::machine::{Machine, PATIENCE, Setup};
+use crate::postern::{ACCOUNTS, INSTALL, LOG, POLICY, VERIFY, installed};
 use crate::support::agent::{BINARY, LIVELY};
-
-/// Where the audit log is, by default.
-pub(crate) const LOG: &str = "/var/log/postern/audit.jsonl";
 
 /// Where the guest's own service leaves a line each time it is stopped.
 pub(crate) const STOPPED: &str = "/var/lib/stopped";
-
-/// The unit that the package ships.
-const UNIT: &str = include_str!("../../packaging/postern.service");
 
 /// systemd's way to know a service with a stop job.
 const WITNESS_UNIT: &str = "[Unit]\nDescription=Leaves a sign when it is stopped\n\
@@ -49,20 +43,15 @@ pub(crate) fn boot(kernel: Kernel, userland: Userland) -> Machine {
             let inittab = format!("{}{RESPAWN_BUSYBOX}", include_str!("busybox/inittab"));
             setup.file("/etc/inittab", inittab, 0o644)
         }
-        Userland::Systemd => setup.file("/etc/systemd/system/postern.service", UNIT, 0o644).file(
-            "/etc/systemd/system/witness.service",
-            WITNESS_UNIT,
-            0o644,
-        ),
+        Userland::Systemd => installed(setup, true).file("/etc/systemd/system/witness.service", WITNESS_UNIT, 0o644),
         Userland::Sysvinit => setup.file("/etc/init.d/witness", WITNESS_SCRIPT, 0o755),
     };
     let mut machine = Machine::boot(&setup);
     match userland {
         Userland::Busybox => {}
         Userland::Systemd => {
-            machine.sh(ACCOUNTS);
-            machine.sh("systemctl add-wants multi-user.target postern.service witness.service \
-                 && systemctl start postern.service witness.service");
+            machine.sh(INSTALL);
+            machine.sh("systemctl add-wants multi-user.target witness.service && systemctl start postern witness");
         }
         Userland::Sysvinit => {
             machine.sh(ACCOUNTS);
@@ -119,7 +108,7 @@ fn try_once(socket: &Path, command: &str, id: u32) -> Option<Value> {
 /// The log in the guest, which must be whole: `action stage` or `action`, with
 /// what tells apart what these tests look at.
 pub(crate) fn story(machine: &mut Machine) -> Vec<String> {
-    machine.sh(&format!("/usr/bin/postern audit verify {LOG}"));
+    machine.sh(VERIFY);
     told(&machine.sh(&format!("cat {LOG}")))
 }
 

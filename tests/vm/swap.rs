@@ -15,7 +15,7 @@ use crate::machine::Setup;
 use crate::machine::eventually;
 use crate::package::{FAILED, INSTALL};
 use crate::shell::Shell;
-use crate::support::runner::{self, Test};
+use crate::support::runner::Test;
 
 pub(crate) const TESTS: &[Test] = &[("package_swaps_under_libvirt", swap)];
 
@@ -147,7 +147,7 @@ fn swap() {
         assert!(said.contains("Removing qemu-guest-agent"), "{said}");
     });
     let there = there.told("to postern");
-    runner::note(&there);
+    domain.note(&there);
     assert_eq!(domain.shell.sh("systemctl show --value --property NRestarts postern"), "0\n");
     let starts = domain.shell.sh("journalctl --no-pager -o cat -u postern.service | grep -c '^Started postern'");
     assert_eq!(starts, "1\n", "started more than once, each with a gap of its own");
@@ -171,7 +171,7 @@ fn swap() {
         // Debian's package does so at the next boot only: its unit is static.
         shell.sh("systemctl start qemu-guest-agent");
     });
-    runner::note(&format!("{there}; {}", back.told("back to stock")));
+    domain.note(&format!("{there}; {}", back.told("back to stock")));
     domain
         .shell
         .sh("! pgrep postern && ! test -e /run/postern && pgrep -x qemu-ga && systemctl is-active qemu-guest-agent");

@@ -10,6 +10,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::libvirt::{Domain, NAME};
+use crate::postern::VERIFY;
 use crate::snapshots::Image;
 use crate::support::runner::Test;
 
@@ -133,7 +134,7 @@ fn drives_the_agent() {
     }
     assert!(domain.sent().iter().any(|one| name(one) == "guest-sync"), "libvirt synchronises");
     assert!(!domain.shell.sh("cat /var/log/postern/audit.jsonl").contains("c2VjcmV0"), "a password is on record");
-    domain.shell.sh("postern audit verify /var/log/postern/audit.jsonl");
+    domain.shell.sh(VERIFY);
 
     let before = domain.sent().len();
     domain.virsh(&["reboot", NAME, "--mode=agent"]);

@@ -3,6 +3,7 @@
 //! Trust: numbers of our own; see [`crate::notify`].
 
 use std::fmt;
+use std::time::Duration;
 
 use postern_core::audit::Timestamp;
 
@@ -101,9 +102,11 @@ impl Broker {
         if let Standing::Frozen { since, .. } = self.told {
             return since;
         }
-        let began = self.parts.engine.as_ref().and_then(|engine| engine.deadline(std::time::Duration::ZERO));
-        let ago = began.map_or(0, |began| boottime().saturating_sub(began).as_secs());
-        let now = Timestamp::now().as_second();
-        Timestamp::from_second(now.saturating_sub_unsigned(ago)).unwrap_or_default()
+        let began = self.parts.engine.as_ref().and_then(|engine| engine.deadline(Duration::ZERO));
+        // In whole seconds, as the state directory keeps it: a broker that was
+        // started meanwhile says the same.
+        let began = began.map_or_else(boottime, |began| Duration::from_secs(began.as_secs()));
+        let since = Timestamp::now().checked_sub(boottime().saturating_sub(began)).unwrap_or_default();
+        Timestamp::from_second(since.as_second()).unwrap_or_default()
     }
 }
