@@ -61,10 +61,11 @@ fn everything() -> bool {
 fn main() -> ExitCode {
     machine::say_accelerator();
     let tests: Vec<runner::Test> = [
+        // Minutes of waiting first, beside which the others work.
+        idle::TESTS,
         &boots::tests(),
         clients::TESTS,
         &freezes::tests(),
-        idle::TESTS,
         &package::tests(),
         port::TESTS,
         &power::tests(),

@@ -54,8 +54,8 @@ pub(crate) fn main(tests: &[Test], roles: &[Role], programs: &[&str]) -> ExitCod
 
 /// What `main` of a target does whose tests work on virtual machines: each is a
 /// process in mount and PID namespaces of its own, so that nothing it started
-/// or mounted outlives it, but with the machine's own root. As many at a time
-/// as there are processors; what they print is shown if they fail. `prepare` is
+/// or mounted outlives it, but with the machine's own root. One more at a
+/// time than there are processors, for much of it is waiting; what they print is shown if they fail. `prepare` is
 /// called once, before the first: variables for the tests' environment. What tests
 /// note ends up in a table with these columns between name and result.
 pub(crate) fn main_on_machine(
@@ -78,7 +78,7 @@ pub(crate) fn main_on_machine(
             let results = Mutex::new(Vec::new());
             let next = || waiting.lock().expect("no test panics in here").next();
             thread::scope(|scope| {
-                for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+                for _ in 0..=thread::available_parallelism().map_or(1, usize::from) {
                     scope.spawn(|| {
                         while let Some((name, _)) = next() {
                             let passed = passes_on_machine(name, notes.path(), &environment);
