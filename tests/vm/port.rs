@@ -28,6 +28,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("hosts_come_and_go_in_the_middle_of_things", hosts_come_and_go_in_the_middle_of_things),
     ("the_machine_stops_sleeps_and_goes_back_in_time", the_machine_stops_sleeps_and_goes_back_in_time),
     ("vsock_serves_one_context_only", vsock_serves_one_context_only),
+    ("a_serial_line_is_as_good_as_a_port", a_serial_line_is_as_good_as_a_port),
 ];
 
 /// The stock agent's port, beside ours.
@@ -388,5 +389,37 @@ fn vsock_serves_one_context_only() {
     }
     assert_eq!(count(&mut machine, "host-connected"), 3);
     assert_eq!(count(&mut machine, "process-died"), 0);
+    machine.sh(VERIFY);
+}
+
+/// A UART of QEMU's: raw, no echo, and no word of who comes and goes.
+fn a_serial_line_is_as_good_as_a_port() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let socket = place.path().join("line");
+    let backend = format!("socket,id=line,path={},server=on,wait=off", socket.display());
+    let line = ["-chardev", &backend, "-device", "isa-serial,chardev=line,index=2"];
+    let setup = Setup::new(LINUX_6_12, Userland::Busybox).with_postern(POLICY).extra(&line);
+    let mut machine = Machine::boot(&setup);
+    machine.sh(&START.replace("postern run", "postern run --channel isa-serial:/dev/ttyS2"));
+    machine.sh_eventually("grep -q ready /run/postern.log");
+    let content = "cG9zdGVybg".repeat(2000);
+    for visit in 0..2 {
+        let mut host = Host::connect(&socket);
+        // What the last host left half said is gone.
+        host.send(b"\xff");
+        let handle = host.open("/srv/file", if visit == 0 { "w+" } else { "r" }).expect("a file");
+        if visit == 0 {
+            assert_eq!(host.write(handle, &content)["return"]["count"], 15_000);
+        }
+        let arguments = json!({ "handle": handle, "count": 20_000 });
+        if visit == 1 {
+            assert_eq!(host.returns("guest-file-read", &arguments)["buf-b64"], content);
+        }
+        host.close(handle);
+        assert_eq!(host.returns("guest-fsfreeze-freeze", &Value::Null), json!(1));
+        assert_eq!(host.returns("guest-fsfreeze-thaw", &Value::Null), json!(1));
+        host.send(br#"{"execute": "guest-pi"#);
+    }
+    machine.note("served by a UART");
     machine.sh(VERIFY);
 }
