@@ -293,7 +293,7 @@ fn boots() {
     guest.sh_eventually("grep -q late /srv/disk/late");
     guest.sh("! pgrep postern && ! test -e /run/postern");
     let log = guest.sh("tail -n 3 /var/log/postern/audit.jsonl");
-    println!("{log}");
+    assert!(log.contains("postern is stopping") && log.contains("SIGTERM"), "{log}");
 }
 
 /// The broker's process.
