@@ -80,21 +80,26 @@ const UNTIL_ANSWERED: u16 = 512;
 /// How often a port that is back is tried to be opened, [`AGAIN`] apart: udev
 /// makes the node and then says whose it is.
 const TRIES: u32 = 50;
+/// The same for a node that is known by its name only: udev is not done with it,
+/// and may be slow to give it to the worker's group. Less than
+/// [`BIRTH_LIMIT`](postern_core::messages::BIRTH_LIMIT).
+const TRIES_BY_NAME: u32 = 250;
 /// See [`TRIES`]; in milliseconds.
 const AGAIN: u16 = 20;
 
-/// Opens the port at `path`, for up to a second, or until the broker is gone.
-/// Before confinement only.
+/// Opens the port at `path`, for up to a second (five by its name), or until the
+/// broker is gone. Before confinement only.
 pub(crate) fn open_port(wanted: &Wanted, broker: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     if let Some(name) = &wanted.name
         && name_of(wanted.path.as_path())?.trim_ascii_end() != name.as_slice()
     {
         return Err(Errno::ENOENT);
     }
+    let most = if wanted.name.is_some() { TRIES_BY_NAME } else { TRIES };
     let mut tries = 1;
     loop {
         match nix::fcntl::open(wanted.path.as_path(), filters::OPEN_PORT, Mode::empty()) {
-            Err(_) if tries < TRIES => tries += 1,
+            Err(_) if tries < most => tries += 1,
             done => return done,
         }
         if poll(&mut [PollFd::new(broker, PollFlags::empty())], PollTimeout::from(AGAIN))? > 0 {
