@@ -40,6 +40,8 @@ pub(crate) struct Setup {
     payload: Vec<(String, Vec<u8>, u32)>,
     /// Whether the stock agent, if the userland has it, may start.
     stock: bool,
+    /// Added to QEMU's command line.
+    devices: Vec<String>,
     /// MiB.
     pub(crate) memory: u32,
 }
@@ -48,7 +50,7 @@ impl Setup {
     /// A kernel and a userland, without postern.
     pub(crate) fn new(kernel: Kernel, userland: Userland) -> Self {
         let memory = if userland == Userland::Busybox { 256 } else { 512 };
-        Self { kernel, userland, append: String::new(), payload: Vec::new(), stock: false, memory }
+        Self { kernel, userland, append: String::new(), payload: Vec::new(), stock: false, devices: Vec::new(), memory }
     }
 
     /// With a file in the guest.
@@ -73,6 +75,12 @@ impl Setup {
     /// With more words on the kernel's command line.
     pub(crate) fn append(mut self, words: &str) -> Self {
         words.clone_into(&mut self.append);
+        self
+    }
+
+    /// With more of QEMU's arguments.
+    pub(crate) fn with_devices(mut self, arguments: &[&str]) -> Self {
+        self.devices.extend(arguments.iter().map(|one| (*one).to_owned()));
         self
     }
 
@@ -236,6 +244,7 @@ impl Machine {
             .args(["-chardev", &socket("agent")])
             .args(["-device", "virtio-serial-pci,id=serial"])
             .args(["-device", &format!("virtserialport,bus=serial.0,id=port,chardev=agent,name={PORT}")])
+            .args(&setup.devices)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         match setup.kernel.processor {

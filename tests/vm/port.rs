@@ -398,7 +398,7 @@ fn a_serial_line_is_as_good_as_a_port() {
     let socket = place.path().join("line");
     let backend = format!("socket,id=line,path={},server=on,wait=off", socket.display());
     let line = ["-chardev", &backend, "-device", "isa-serial,chardev=line,index=2"];
-    let setup = Setup::new(LINUX_6_12, Userland::Busybox).with_postern(POLICY).extra(&line);
+    let setup = Setup::new(LINUX_6_12, Userland::Busybox).with_postern(POLICY).with_devices(&line);
     let mut machine = Machine::boot(&setup);
     machine.sh(&START.replace("postern run", "postern run --channel isa-serial:/dev/ttyS2"));
     machine.sh_eventually("grep -q ready /run/postern.log");
