@@ -15,7 +15,7 @@ const FILES: [(&str, &str); 13] = [
     ("-rw-r--r--", "/usr/lib/systemd/system/postern.service"),
     ("-rw-r--r--", "/usr/lib/sysusers.d/postern.conf"),
     ("-rw-r--r--", "/usr/lib/tmpfiles.d/postern.conf"),
-    ("-rw-r--r--", "/usr/lib/udev/rules.d/60-postern.rules"),
+    ("-rw-r--r--", "/usr/lib/udev/rules.d/61-postern.rules"),
     ("lrwxrwxrwx", "/usr/sbin/qemu-ga -> ../bin/postern"),
     ("-rw-r--r--", "/usr/share/bash-completion/completions/postern"),
     ("-rw-r--r--", "/usr/share/fish/vendor_completions.d/postern.fish"),
@@ -151,7 +151,7 @@ fn accounts_are_those_of_the_default_policy() {
     assert!(unit.contains(&format!("\nUser={broker}\nGroup={broker}\n")));
     assert!(unit.contains("\nExecStart=!/usr/bin/postern run\n"));
     let rule = format!("SUBSYSTEM==\"virtio-ports\", ATTR{{name}}==\"{port}\", GROUP=\"{worker}\", MODE=\"0660\"");
-    assert!(source("packaging/60-postern.rules").contains(&rule), "{rule}");
+    assert!(source("packaging/61-postern.rules").contains(&rule), "{rule}");
 }
 
 #[test]

@@ -45,8 +45,8 @@ pub(crate) fn installed(setup: Setup, rules: bool) -> Setup {
         .file("/usr/lib/systemd/system/postern.service", include_str!("../../packaging/postern.service"), 0o644)
         .file("/usr/lib/sysusers.d/postern.conf", include_str!("../../packaging/postern.sysusers"), 0o644)
         .file("/usr/lib/tmpfiles.d/postern.conf", include_str!("../../packaging/postern.tmpfiles"), 0o644);
-    let rule = include_str!("../../packaging/60-postern.rules");
-    if rules { setup.file("/usr/lib/udev/rules.d/60-postern.rules", rule, 0o644) } else { setup }
+    let rule = include_str!("../../packaging/61-postern.rules");
+    if rules { setup.file("/usr/lib/udev/rules.d/61-postern.rules", rule, 0o644) } else { setup }
 }
 
 /// What the package's scripts do.
