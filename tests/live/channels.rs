@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use crate::scene::{freeze, kill_broker, policy, reply_to, send, start_quietly, start_quietly_by, status, thaw, with};
 use crate::support::activation;
 use crate::support::agent::{Agent, Home, Host, eventually, lives};
-use crate::support::disk::Disk;
+use crate::support::disk::{Disk, Mounted};
 use crate::support::runner::{Role, Test};
 use crate::support::terminal::{bytes_of_line, line, mount_terminals, pty, raw_pty, readable_within};
 
@@ -419,11 +419,7 @@ fn a_pty_that_is_taken_away_and_given_back_is_served_again() {
 }
 
 fn a_port_that_may_not_be_opened_again_ends_postern() {
-    let disk = Disk::small("ext4", "/disk.img");
-    let mounted = disk.mount("/disk");
-    let mut ports = Ports::new();
-    let mut home = Home::new();
-    home.launch = vec!["run".into(), "--channel".into(), format!("virtio-serial:{LINK}")];
+    let (_disk, mounted, mut ports, home) = disk_and_port();
     let mut agent = home.start(&policy());
     assert_eq!(ports.ask("{\"execute\": \"guest-fsfreeze-freeze\"}"), "{\"return\": 1}\n");
     ports.unplug();
@@ -436,12 +432,18 @@ fn a_port_that_may_not_be_opened_again_ends_postern() {
     assert_eq!(thawed.len(), 1, "{thawed:#?}");
 }
 
-fn a_freeze_outlives_the_port() {
+/// A disk to freeze, a terminal for a port, and a home whose agents serve that.
+fn disk_and_port() -> (Disk, Mounted, Ports, Home) {
     let disk = Disk::small("ext4", "/disk.img");
     let mounted = disk.mount("/disk");
-    let mut ports = Ports::new();
+    let ports = Ports::new();
     let mut home = Home::new();
     home.launch = vec!["run".into(), "--channel".into(), format!("virtio-serial:{LINK}")];
+    (disk, mounted, ports, home)
+}
+
+fn a_freeze_outlives_the_port() {
+    let (_disk, mounted, mut ports, home) = disk_and_port();
     let agent = home.start(&policy());
     assert_eq!(ports.ask("{\"execute\": \"guest-fsfreeze-freeze\"}"), "{\"return\": 1}\n");
     let worker = agent.process("worker", 0);
@@ -456,11 +458,7 @@ fn a_freeze_outlives_the_port() {
 }
 
 fn a_freeze_ends_although_broker_and_port_are_gone() {
-    let disk = Disk::small("ext4", "/disk.img");
-    let mounted = disk.mount("/disk");
-    let mut ports = Ports::new();
-    let mut home = Home::new();
-    home.launch = vec!["run".into(), "--channel".into(), format!("virtio-serial:{LINK}")];
+    let (_disk, mounted, mut ports, home) = disk_and_port();
     let agent = home.start(&policy());
     assert_eq!(ports.ask("{\"execute\": \"guest-fsfreeze-freeze\"}"), "{\"return\": 1}\n");
     let worker = agent.process("worker", 0);
