@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getsid};
 use serde_json::Value;
 
-use crate::pair::{POLICY, STOCK, Stock, bare, here, home, text};
+use crate::pair::{POLICY, STOCK, Stock, bare, here, home, terminate_stock, text};
 use crate::support::agent::{Home, Host, eventually, lives};
 use crate::support::disk::Disk;
 use crate::support::runner::Test;
@@ -38,6 +38,10 @@ impl Daemon {
 
     fn end(&self) {
         kill(Pid::from_raw(self.0), Signal::SIGTERM).expect("SIGTERM");
+        self.ends();
+    }
+
+    fn ends(&self) {
         eventually("the daemon ends", || (!lives(self.0)).then_some(()));
     }
 }
@@ -77,7 +81,8 @@ fn a_daemon_stands_when_its_starter_ends() {
         assert_eq!(fs::metadata(&pidfile).expect("the pidfile").mode() & 0o7777, 0o600, "{who}");
     }
     daemon.end();
-    stock.end();
+    terminate_stock(stock.0);
+    stock.ends();
     // Stock removes its own; a confined broker cannot, and nobody holds it.
     assert!(!home.path("stock.pid").exists() && home.path("pid").exists());
 }
@@ -227,9 +232,8 @@ fn sigterm_ends_both_with_0() {
     let mut agent = home.start(POLICY);
     let mut stock = Stock::start(&home, &[]);
     stock.connect().ping();
-    for signal in [agent.pid(), stock.child.id().cast_signed()] {
-        kill(Pid::from_raw(signal), Signal::SIGTERM).expect("SIGTERM");
-    }
+    agent.signal("broker", Signal::SIGTERM);
+    terminate_stock(stock.child.id().cast_signed());
     assert_eq!(agent.ended().code(), Some(0));
     assert_eq!(stock.child.wait().expect("its end").code(), Some(0));
 }

@@ -5,6 +5,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::support::agent::{BINARY, Home, Host, eventually};
 
 /// Where the cell has the real one.
@@ -80,6 +83,17 @@ impl Stock {
     pub(crate) fn connect(&self) -> Host {
         Host::connect(&self.socket)
     }
+}
+
+/// Sends SIGTERM to a stock agent once it sleeps in its main loop. Its signal
+/// handler takes the lock that the loop holds while it is awake: a signal that
+/// comes then leaves stock waiting for itself for ever.
+pub(crate) fn terminate_stock(pid: i32) {
+    eventually("stock sleeps", || {
+        let place = fs::read_to_string(format!("/proc/{pid}/wchan")).expect("its place in the kernel");
+        place.starts_with("poll_schedule_timeout").then_some(())
+    });
+    kill(Pid::from_raw(pid), Signal::SIGTERM).expect("SIGTERM");
 }
 
 impl Drop for Stock {
