@@ -14,7 +14,7 @@ use postern_core::catalogue::{Command, CommandSet};
 use postern_core::confine::caps;
 use postern_core::policy::rules::{Mode, Verdict};
 use postern_core::policy::written::{self, Kind, Loaded, Look, Mistake, PolicyError, World, keys, profiles};
-use postern_core::policy::{Channel, Limits, ShutdownMethod, ShutdownMode};
+use postern_core::policy::{Audit, Channel, Fsync, Heads, Limits, ShutdownMethod, ShutdownMode};
 use postern_tools::policy::{reference, schema};
 use serde_json::{Value, json};
 
@@ -357,7 +357,7 @@ fn defaults_hold_where_nothing_is_written() {
         Some(("postern", 990))
     );
     assert_eq!(policy.identities.broker.as_ref().map(|account| account.gid), Some(991));
-    assert_eq!(policy.audit.log, Path::new("/var/log/postern/audit.jsonl"));
+    assert_eq!(policy.audit, Audit::at("/var/log/postern/audit.jsonl".into()));
     assert_eq!(policy.state, Path::new("/run/postern/state"));
     assert_eq!(policy.channel, Channel::VirtioSerial("/dev/virtio-ports/org.qemu.guest_agent.0".into()));
 }
@@ -370,7 +370,17 @@ fn every_key_reaches_the_policy() {
     assert_eq!(policy.shutdown.modes, [ShutdownMode::Powerdown, ShutdownMode::Halt, ShutdownMode::Reboot]);
     assert_eq!(policy.shutdown.method, ShutdownMethod::Auto);
     assert_eq!(policy.limits, Limits { message: 1 << 20, nesting: 32, string: 1 << 16, read: 4096, handles: 1024 });
-    assert_eq!(policy.audit.log, Path::new("/var/log/other/audit.jsonl"));
+    let heads = Heads { journal: false, syslog: true, records: 7, interval: Duration::from_secs(30) };
+    let audit = Audit {
+        log: "/var/log/other/audit.jsonl".into(),
+        fsync: Fsync::Record,
+        rotate_bytes: Some(1 << 20),
+        keep: 3,
+        keep_time: Duration::from_secs(2 * 24 * 60 * 60),
+        max_bytes: 16 << 20,
+        heads,
+    };
+    assert_eq!(policy.audit, audit);
     assert_eq!(policy.identities.broker.map(|account| (account.uid, account.gid)), Some((u32::MAX - 1, u32::MAX - 1)));
     assert_eq!(policy.identities.groups, [4, 7]);
     assert_eq!(policy.channel, Channel::UnixListen("/run/host.sock".into()));

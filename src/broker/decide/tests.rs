@@ -32,7 +32,7 @@ fn policy(commands: &[Command], modes: &[ShutdownMode]) -> Policy {
         freeze: Freeze { limit: Duration::from_secs(60) },
         shutdown: Shutdown { modes: modes.to_vec(), method: ShutdownMethod::Init },
         limits: Limits { handles: HANDLES, ..Limits::default() },
-        audit: Audit { log: "/log/audit.jsonl".into() },
+        audit: Audit::at("/log/audit.jsonl".into()),
         identities: Identities { worker: None, broker: None, groups: Vec::new() },
         channel: Channel::UnixListen("/run/socket".into()),
         state: "/run/state".into(),

@@ -145,6 +145,59 @@ impl Default for Limits {
 pub struct Audit {
     /// The log file; its directory belongs to the broker's account.
     pub log: PathBuf,
+    /// When the broker waits for the disk.
+    pub fsync: Fsync,
+    /// Size in bytes from which the broker rotates by itself; `None`: never.
+    pub rotate_bytes: Option<u64>,
+    /// Rotated files that the broker keeps.
+    pub keep: usize,
+    /// A rotated file whose last record is younger is never removed by the broker.
+    pub keep_time: Duration,
+    /// Bytes that the log and its rotated files may take together before opens
+    /// are refused.
+    pub max_bytes: u64,
+    /// Where and how often the log's head is sent.
+    pub heads: Heads,
+}
+
+impl Audit {
+    /// The defaults of the key table, with this log.
+    #[must_use]
+    pub const fn at(log: PathBuf) -> Self {
+        Self {
+            log,
+            fsync: Fsync::Never,
+            rotate_bytes: None,
+            keep: 16,
+            keep_time: Duration::from_secs(30 * 24 * 60 * 60),
+            max_bytes: 1 << 30,
+            heads: Heads { journal: true, syslog: false, records: 1000, interval: Duration::from_secs(15 * 60) },
+        }
+    }
+}
+
+/// When records are forced to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fsync {
+    /// Before each open's effect and each descriptor that leaves.
+    Open,
+    /// Each record.
+    Record,
+    /// Never: the kernel writes them out in its own time. The default.
+    Never,
+}
+
+/// Who else learns the number and the hash of the log's last record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// journald, by its native protocol.
+    pub journal: bool,
+    /// Whoever reads `/dev/log`.
+    pub syslog: bool,
+    /// After so many records.
+    pub records: u64,
+    /// So long after a record that no head told of yet.
+    pub interval: Duration,
 }
 
 /// An account by name and number, looked up when the policy was read.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::mistake::{Kind, Place, Report};
-use super::read::{At, Value, Written};
+use super::read::{At, Settings, Value, Written};
 use super::{World, paths, profiles};
 use crate::catalogue::Command::{
     FileOpen, FsfreezeFreeze, FsfreezeFreezeList, FsfreezeStatus, FsfreezeThaw, Shutdown as ShutdownCommand, Sync,
@@ -15,7 +15,8 @@ use crate::catalogue::Command::{
 };
 use crate::catalogue::{CATALOGUE, Command, CommandSet};
 use crate::policy::{
-    Account, Audit, Channel, Freeze, Identities, Limits, Policy, Shutdown, ShutdownMethod, ShutdownMode, Vsock,
+    Account, Audit, Channel, Freeze, Fsync, Heads, Identities, Limits, Policy, Shutdown, ShutdownMethod, ShutdownMode,
+    Vsock,
 };
 
 /// A line of a policy file.
@@ -96,18 +97,46 @@ pub(super) fn check(written: &Written, report: &mut Report, world: &World, own: 
             read: small("limits", "read"),
             handles: small("limits", "handles"),
         },
-        audit: Audit { log: path("audit", "log") },
+        audit: audit(settings),
         identities: identities(written, world, report),
         channel: channel(written, report),
         state: path("state", "directory"),
     };
     own_places(written, &own, report);
+    if let Some(at) = settings.number("audit", "rotate_bytes").filter(|at| at.value > policy.audit.max_bytes / 2) {
+        let what = "the first file alone would spend more than half of audit.max_bytes before it is rotated";
+        report.error(Kind::TextOutOfRange, at.place, what, "write less, or give max_bytes more");
+    }
     families(&policy, &rulings, written, &places, report);
     let why = Why {
         commands: CATALOGUE.iter().zip(rulings).map(|(entry, ruling)| ruling.into_public(entry.name, report)).collect(),
         files: places.iter().map(|place| whereabouts(*place, report)).collect(),
     };
     (policy, why)
+}
+
+fn audit(settings: &Settings) -> Audit {
+    let number = |name| settings.number("audit", name).map_or(0, |at| at.value);
+    let heads =
+        |name: &str| settings.list("audit", "heads").is_some_and(|at| at.value.iter().any(|item| item.text() == name));
+    Audit {
+        log: PathBuf::from(settings.text("audit", "log").map_or("", |at| at.value)),
+        fsync: match settings.text("audit", "fsync").map(|at| at.value) {
+            Some("open") => Fsync::Open,
+            Some("record") => Fsync::Record,
+            _ => Fsync::Never,
+        },
+        rotate_bytes: settings.number("audit", "rotate_bytes").map(|at| at.value),
+        keep: usize::try_from(number("keep")).unwrap_or(usize::MAX),
+        keep_time: Duration::from_secs(number("keep_days").saturating_mul(24 * 60 * 60)),
+        max_bytes: number("max_bytes"),
+        heads: Heads {
+            journal: heads("journal"),
+            syslog: heads("syslog"),
+            records: number("head_records"),
+            interval: Duration::from_secs(number("head_interval")),
+        },
+    }
 }
 
 /// Places of postern itself that no rule may reach.

@@ -159,7 +159,11 @@ pub static TABLES: [Table; 11] = [
         repeated: false,
         doc: "How much one request may use. Stock's limits are the ceilings; lower ones bound the worker's memory.",
     },
-    Table { name: "audit", repeated: false, doc: "The audit log." },
+    Table {
+        name: "audit",
+        repeated: false,
+        doc: "The audit log: where it is, how much of it there may be, and who else learns where it stands.",
+    },
     Table {
         name: "identities",
         repeated: false,
@@ -175,7 +179,7 @@ pub static TABLES: [Table; 11] = [
 ];
 
 /// Every key, in the order of the reference.
-pub static KEYS: [Key; 27] = [
+pub static KEYS: [Key; 35] = [
     Key::new("", "version", Type::Version, "1", "The format of the file. Every file says it, drop-ins too.").required(),
     Key::new(
         "",
@@ -316,6 +320,76 @@ pub static KEYS: [Key; 27] = [
         "The log file. Its directory belongs to the broker's account and to nobody else; no file rule may reach it.",
     )
     .default("\"/var/log/postern/audit.jsonl\""),
+    Key::new(
+        "audit",
+        "fsync",
+        Type::Choice(&["open", "record", "never"]),
+        "\"open\"",
+        "When the broker waits until records are on the disk, not only in the kernel. `open`: before a descriptor or an \
+         effect on a file that they announce; `record`: each of them; `never`: they outlive postern, the last seconds \
+         may not outlive a power cut. The broker does nothing else while it waits. Never while filesystems are frozen.",
+    )
+    .default("\"never\""),
+    Key::new(
+        "audit",
+        "rotate_bytes",
+        Type::Size { min: 64 * KIB, max: 1 << 40 },
+        "\"64MiB\"",
+        "Size of the log from which the broker begins a new file and gives the old one a number: `audit.jsonl.1` is \
+         the youngest. Without it the broker cannot rename or remove anything, and rotation is logrotate's, which may \
+         work beside it.",
+    ),
+    Key::new(
+        "audit",
+        "keep",
+        Type::Count { min: 1, max: 999 },
+        "52",
+        "How many rotated files the broker keeps where it rotates by itself; it removes the oldest.",
+    )
+    .default("16"),
+    Key::new(
+        "audit",
+        "keep_days",
+        Type::Count { min: 0, max: 36_500 },
+        "365",
+        "Rotated files whose last record is younger are not removed by the broker, however many there are: a host \
+         that makes many records pushes none out.",
+    )
+    .default("30"),
+    Key::new(
+        "audit",
+        "max_bytes",
+        Type::Size { min: 4 * MIB, max: 1 << 40 },
+        "\"256MiB\"",
+        "Room for the log and its rotated files together. Once it is spent opens are refused until files are moved \
+         away or removed; 1 MiB more is there for everything that is no open, and a thaw is never refused.",
+    )
+    .default("\"1024MiB\""),
+    Key::new(
+        "audit",
+        "heads",
+        Type::Choices { of: &["journal", "syslog"], least: 0 },
+        "[\"journal\", \"syslog\"]",
+        "Where number and hash of the last record are sent, so that a log that was cut or written anew contradicts \
+         them: `journal` speaks to journald, `syslog` to /dev/log. Nothing waits for either.",
+    )
+    .default("[\"journal\"]"),
+    Key::new(
+        "audit",
+        "head_records",
+        Type::Count { min: 1, max: 1_000_000 },
+        "100",
+        "After so many records a head is sent.",
+    )
+    .default("1000"),
+    Key::new(
+        "audit",
+        "head_interval",
+        Type::Duration { min: 1, max: 86_400 },
+        "\"1m\"",
+        "So long after a record that no head was sent for yet one is sent.",
+    )
+    .default("\"15m\""),
     Key::new(
         "identities",
         "worker",
