@@ -14,9 +14,9 @@ use tempfile::TempDir;
 use super::Result;
 use super::host::Host;
 
-/// Accounts of postern's processes, where root starts it. They need not exist.
-const WORKER: u32 = 61_871;
-const BROKER: u32 = 61_872;
+/// The first account of postern's processes, where root starts it. They need not
+/// exist. Each place has two of its own: no two agents share one.
+const FIRST_ACCOUNT: u32 = 61_871;
 /// How long an agent may take to start, or to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -36,6 +36,8 @@ impl Which {
 pub(crate) struct Place {
     directory: TempDir,
     stock: PathBuf,
+    worker: u32,
+    broker: u32,
     /// Whether root started this.
     pub(crate) root: bool,
     /// Whether files are in memory only.
@@ -46,6 +48,12 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new() -> Result<Self> {
+        Self::numbered(0, None, "")
+    }
+
+    /// One of several places: postern's log lies in `log`, or with everything
+    /// else, and `audit` are more lines of that table of its policy.
+    pub(crate) fn numbered(number: u32, log: Option<&Path>, audit: &str) -> Result<Self> {
         let shm = Path::new("/dev/shm");
         let made = tempfile::Builder::new().prefix("versus-stock-").tempdir_in(shm);
         let tmpfs = made.is_ok();
@@ -54,34 +62,38 @@ impl Place {
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
         let place = Self {
             stock: find_stock()?,
+            worker: FIRST_ACCOUNT + 2 * number,
+            broker: FIRST_ACCOUNT + 2 * number + 1,
             root: geteuid().is_root(),
             tmpfs,
             cpus: sched_getaffinity(Pid::from_raw(0))?,
             directory,
         };
-        place.fill()?;
+        place.fill(log, audit)?;
         Ok(place)
     }
 
-    fn fill(&self) -> Result<()> {
-        for (name, mode, owner) in [
-            ("stock-state", 0o700, None),
-            ("files", 0o755, None),
-            ("log", 0o700, Some(BROKER)),
-            ("state", 0o700, Some(BROKER)),
+    fn fill(&self, log: Option<&Path>, audit: &str) -> Result<()> {
+        let Self { worker, broker, .. } = self;
+        let log = log.map_or_else(|| self.path("log"), Path::to_owned);
+        for (path, mode, owner) in [
+            (&self.path("stock-state"), 0o700, None),
+            (&self.path("files"), 0o755, None),
+            (&log, 0o700, Some(*broker)),
+            (&self.path("state"), 0o700, Some(*broker)),
         ] {
-            fs::DirBuilder::new().mode(mode).create(self.path(name))?;
+            fs::DirBuilder::new().recursive(true).mode(mode).create(path)?;
             if self.root {
-                chown(self.path(name), owner, owner)?;
+                chown(path, owner, owner)?;
             }
         }
-        let path = |name| self.path(name).display().to_string();
+        let text = |path: PathBuf| path.display().to_string();
         let policy = format!(
             "version = 1\nprofile = \"files\"\n[[files]]\npath = {files:?}\nrights = [\"read\", \"write\"]\n[audit]\n\
-             log = {log:?}\n[state]\ndirectory = {state:?}\n[identities]\nworker = {WORKER}\nbroker = {BROKER}\n",
-            files = path("files"),
-            log = path("log/audit.jsonl"),
-            state = path("state"),
+             log = {log:?}\n{audit}[state]\ndirectory = {state:?}\n[identities]\nworker = {worker}\nbroker = {broker}\n",
+            files = text(self.path("files")),
+            log = text(log.join("audit.jsonl")),
+            state = text(self.path("state")),
         );
         Ok(fs::write(self.path("policy.toml"), policy)?)
     }
@@ -96,7 +108,7 @@ impl Place {
         fs::write(&path, content)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
         if self.root {
-            chown(&path, Some(WORKER), Some(WORKER))?;
+            chown(&path, Some(self.worker), Some(self.worker))?;
         }
         Ok(path)
     }
