@@ -18,7 +18,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use postern_core::audit::{Body, Chain, Lost, Opening, Record, Run, Timestamp, Torn};
+use postern_core::audit::{Body, Chain, Hash, Lost, Opening, Record, Run, Timestamp, Torn};
 
 use files::{Place, Tail};
 pub use files::{prepare_directory, tail_bytes_max};
@@ -205,6 +205,13 @@ impl Log {
         let settled = self.settle();
         self.count(&settled);
         rotated.and(settled)
+    }
+
+    /// Number and hash of the last record in the file; `None` before the first.
+    #[must_use]
+    pub fn head(&self) -> Option<(u64, Hash)> {
+        let chain = self.open.as_ref()?.chain;
+        (chain.next > Chain::START.next).then(|| (chain.next - 1, chain.previous))
     }
 
     /// Whether records wait in memory.

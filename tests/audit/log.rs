@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use postern_broker::log::{Log, LogError, RING_RECORDS, Receipt, prepare_directory};
-use postern_core::audit::{Mounts, Record, Text, ThawCause};
+use postern_core::audit::{Hash, Mounts, Record, Text, ThawCause};
 use postern_core::messages::Denial;
 use postern_tools::audit::{Verified, verify};
 use serde_json::Value;
@@ -62,6 +62,8 @@ fn a_record_is_in_the_file_when_it_returns() {
         let text = fs::read(&place.path).expect("readable");
         assert_eq!(text.split_inclusive(|&byte| byte == b'\n').count(), index + 2);
         assert_eq!(text.last(), Some(&b'\n'));
+        let line = text.split(|&byte| byte == b'\n').nth(index + 1).expect("the line");
+        assert_eq!(log.head(), Some((index as u64 + 2, Hash::of(line))));
     }
     let verified = whole(&[&place.path]);
     assert_eq!((verified.first, verified.last), (1, all.len() as u64 + 1));
@@ -169,6 +171,7 @@ fn a_deferred_log_touches_nothing_before_its_release() {
     let place = place();
     let mut log = Log::deferred(&place.path, samples::run());
     log.record(&stopped("waits")).expect("waits");
+    assert_eq!(log.head(), None);
     assert!(!place.path.exists());
     log.release().expect("written");
     assert_eq!(actions(&place.path), ["log-opened", "stopped"]);
