@@ -187,6 +187,18 @@ pub enum Fsync {
     Never,
 }
 
+impl Fsync {
+    /// Its name in the policy.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Record => "record",
+            Self::Never => "never",
+        }
+    }
+}
+
 /// Who else learns the number and the hash of the log's last record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heads {

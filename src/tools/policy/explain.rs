@@ -7,7 +7,7 @@
 use postern_core::catalogue::Act;
 use postern_core::policy::rules::{FileRule, Rights, Types};
 use postern_core::policy::written::{Loaded, Reason, Ruling, Where};
-use postern_core::policy::{Policy, ShutdownMethod, ShutdownMode};
+use postern_core::policy::{Audit, Policy, ShutdownMethod, ShutdownMode};
 use serde::Serialize;
 
 use super::processes::{self, Process};
@@ -107,6 +107,22 @@ pub struct Settings {
     pub limit_handles: u32,
     /// `audit.log`.
     pub audit_log: String,
+    /// `audit.fsync`.
+    pub audit_fsync: &'static str,
+    /// `audit.max_bytes`.
+    pub audit_max_bytes: u64,
+    /// `audit.rotate_bytes`; `null` where the broker does not rotate.
+    pub audit_rotate_bytes: Option<u64>,
+    /// `audit.keep`.
+    pub audit_keep: usize,
+    /// `audit.keep_days`.
+    pub audit_keep_days: u64,
+    /// `audit.heads`.
+    pub audit_heads: Vec<&'static str>,
+    /// `audit.head_records`.
+    pub audit_head_records: u64,
+    /// `audit.head_interval`, in seconds.
+    pub audit_head_interval_seconds: u64,
     /// `state.directory`.
     pub state_directory: String,
 }
@@ -219,6 +235,7 @@ fn rule(rule: &FileRule, place: &Where) -> Rule {
 }
 
 fn settings(policy: &Policy) -> Settings {
+    let Audit { log, fsync, rotate_bytes, keep, keep_time, max_bytes, heads } = &policy.audit;
     Settings {
         create_mode: format!("{:04o}", policy.create_mode),
         freeze_limit_seconds: policy.freeze.limit.as_secs(),
@@ -233,7 +250,18 @@ fn settings(policy: &Policy) -> Settings {
         limit_string: policy.limits.string,
         limit_read: policy.limits.read,
         limit_handles: policy.limits.handles,
-        audit_log: policy.audit.log.display().to_string(),
+        audit_log: log.display().to_string(),
+        audit_fsync: fsync.name(),
+        audit_max_bytes: *max_bytes,
+        audit_rotate_bytes: *rotate_bytes,
+        audit_keep: *keep,
+        audit_keep_days: keep_time.as_secs() / (24 * 60 * 60),
+        audit_heads: [("journal", heads.journal), ("syslog", heads.syslog)]
+            .into_iter()
+            .filter_map(|(name, is_told)| is_told.then_some(name))
+            .collect(),
+        audit_head_records: heads.records,
+        audit_head_interval_seconds: heads.interval.as_secs(),
         state_directory: policy.state.display().to_string(),
     }
 }

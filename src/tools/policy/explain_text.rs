@@ -72,6 +72,28 @@ impl fmt::Display for Rule {
     }
 }
 
+impl Settings {
+    fn rotation(&self) -> String {
+        let Self { audit_keep: keep, audit_keep_days: days, .. } = self;
+        self.audit_rotate_bytes.map_or_else(
+            || "rotated by others".to_owned(),
+            |size| {
+                format!(
+                    "rotated by the broker at {size} B; it removes more than {keep} files once they are {days} days old"
+                )
+            },
+        )
+    }
+
+    fn heads(&self) -> String {
+        if self.audit_heads.is_empty() {
+            return "heads to nobody: a cut or rewritten end does not show".to_owned();
+        }
+        let Self { audit_head_records: records, audit_head_interval_seconds: seconds, .. } = self;
+        format!("heads to {}, after {records} records or {seconds} s", self.audit_heads.join(" and "))
+    }
+}
+
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let modes = if self.shutdown_modes.is_empty() { "none".to_owned() } else { self.shutdown_modes.join(", ") };
@@ -80,6 +102,14 @@ impl fmt::Display for Settings {
         writeln!(f, "  freeze limit    {} s", self.freeze_limit_seconds)?;
         writeln!(f, "  shutdown        {modes}, by {}", self.shutdown_method)?;
         writeln!(f, "  audit log       {}", self.audit_log)?;
+        writeln!(
+            f,
+            "                  at most {} B, fsync {}, {}",
+            self.audit_max_bytes,
+            self.audit_fsync,
+            self.rotation()
+        )?;
+        writeln!(f, "                  {}", self.heads())?;
         writeln!(f, "  state           {}", self.state_directory)?;
         writeln!(
             f,
