@@ -1,7 +1,9 @@
 //! One record of every kind, and the largest of every kind.
 
 use nix::errno::Errno;
-use postern_core::audit::{Closing, End, Lost, Mounts, Opening, Peer, Record, Role, Run, TEXT_MAX, Text, ThawCause};
+use postern_core::audit::{
+    Closing, End, Lost, Mounts, Opening, Peer, Record, Role, Run, TEXT_MAX, Text, ThawCause, Timestamp,
+};
 use postern_core::catalogue::Command;
 use postern_core::ipc::Bytes;
 use postern_core::messages::{Barrier, Denial, Facts, MAX_PATH, Use};
@@ -87,6 +89,12 @@ pub(crate) fn all(text: &[u8]) -> Vec<Record> {
         Record::ProcessDied { role: Role::Spawner, child: 0, end: End::Unknown, reason: None },
         Record::MalformedFrame { role: Role::Worker, child: 1, reason: own() },
         Record::Counted { counts: Command::all().map(|command| (command, u64::MAX)).collect() },
+        Record::Repeated {
+            counts: Command::all().map(|command| (command.name(), u64::MAX)).chain([("host-connected", 1)]).collect(),
+            since: Timestamp::UNIX_EPOCH,
+            until: Timestamp::MAX,
+        },
+        Record::LogRemoved { name: "audit.jsonl.000000000001.gz".to_owned() },
         Record::RecordsLost(Lost { ring: 7, unwritten: 0, errno: None }),
         Record::RecordsLost(Lost { ring: 0, unwritten: 1, errno: Some(Errno::ENOSPC) }),
     ];

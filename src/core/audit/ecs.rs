@@ -27,7 +27,7 @@ impl Body {
     /// Renders a record.
     #[must_use]
     pub fn of(record: &Record) -> Self {
-        let mut fields = head(record);
+        let mut fields = head_fields(record);
         details(record, &mut fields);
         // The chain writes `@timestamp` and `event.sequence` before this text
         // and `postern.previous` behind it, so `event` is the first object and
@@ -65,6 +65,14 @@ impl Body {
     }
 }
 
+impl Record {
+    /// Its `event.action`: a name of ours or of the catalogue, never a host's.
+    #[must_use]
+    pub fn action(&self) -> &'static str {
+        head(self).action
+    }
+}
+
 /// The ECS categorization of a record and its stage, as one row.
 struct Head {
     action: &'static str,
@@ -92,10 +100,10 @@ fn known(command: &Text) -> Option<&'static str> {
 }
 
 #[rustfmt::skip]
-fn head(record: &Record) -> Fields {
+fn head(record: &Record) -> Head {
     const OPEN: &str = "guest-file-open";
     const SHUTDOWN: &str = "guest-shutdown";
-    let head = match record {
+    match record {
         Record::LogOpened { why: Opening::Started, .. } => row("log-opened", &["process"], &["start"], "success", None),
         Record::LogOpened { .. } => row("log-opened", &["process"], &["info"], "success", None),
         Record::Stopped { .. } => row("stopped", &["process"], &["end"], "success", None),
@@ -123,8 +131,14 @@ fn head(record: &Record) -> Fields {
         Record::MalformedFrame { .. } =>
             row("malformed-frame", &["intrusion_detection"], &["denied"], "failure", Some("refused")),
         Record::Counted { .. } => row("counted", &["api"], &["info"], "success", None),
+        Record::Repeated { .. } => row("repeated", &["api"], &["denied", "info"], "failure", None),
+        Record::LogRemoved { .. } => row("log-removed", &["file"], &["deletion"], "unknown", Some("asked")),
         Record::RecordsLost(_) => row("records-lost", &["process"], &["error"], "failure", None),
-    };
+    }
+}
+
+fn head_fields(record: &Record) -> Fields {
+    let head = head(record);
     let mut fields = vec![
         ("event.action", Value::Str(head.action.into())),
         ("event.category", Value::Names(head.category)),
@@ -236,6 +250,16 @@ fn details(record: &Record, out: &mut Fields) {
         Record::Counted { counts } => {
             let counts = counts.iter().map(|(command, count)| (command.name(), *count)).collect();
             out.push(("postern.counts", Value::Counts(counts)));
+        }
+        Record::Repeated { counts, since, until } => {
+            reason(out, "repeated more often than the log takes");
+            out.push(("event.start", Value::Str(format!("{since:.6}").into())));
+            out.push(("event.end", Value::Str(format!("{until:.6}").into())));
+            out.push(("postern.counts", Value::Counts(counts.clone())));
+        }
+        Record::LogRemoved { name } => {
+            reason(out, "older than the policy keeps");
+            out.push(("postern.removed", Value::Str(name.clone().into())));
         }
         Record::RecordsLost(lost) => put_lost(out, *lost),
     }

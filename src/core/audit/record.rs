@@ -4,6 +4,7 @@
 //! another process said, its documentation says whose word it is; the same
 //! table for outsiders is `audit/RECORDS.md`.
 
+use jiff::Timestamp;
 use nix::errno::Errno;
 
 use super::text::{TEXT_MAX, Text};
@@ -353,6 +354,21 @@ pub enum Record {
     Counted {
         /// Count per command.
         counts: Vec<(Command, u64)>,
+    },
+    /// What a host repeated beyond the log's rate, counted instead of listed.
+    /// Only the log writes it.
+    Repeated {
+        /// How many records of each event were left out.
+        counts: Vec<(&'static str, u64)>,
+        /// When the first of them happened.
+        since: Timestamp,
+        /// When the last of them happened.
+        until: Timestamp,
+    },
+    /// A rotated file is about to be removed. Only the log writes it.
+    LogRemoved {
+        /// Its name in the log's directory: the log's own, and ASCII.
+        name: String,
     },
     /// Fewer records than events. Only the log writes it.
     RecordsLost(Lost),
