@@ -32,6 +32,7 @@ use crate::arrival;
 use crate::background::{self, OwnFileError, Starter};
 use crate::family::Family;
 use crate::fsfreeze::{self, Engine, Handles, Memory, MountTable, Remembered};
+use crate::heads::Heads;
 use crate::host::{Host, HostError};
 use crate::log::{self, Log, LogError};
 use crate::notify::Notify;
@@ -171,6 +172,8 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         voice.say(Level::Warning, &format!("the service manager won't be told: NOTIFY_SOCKET: {why}"));
         Notify::default()
     });
+    let boot_id = boot_id()?;
+    let heads = Heads::open(&policy.audit, boot_id.clone(), &voice).map_err(call("making a socket"))?;
     let signals = watch_signals()?;
     let host = match (&channel, activated) {
         (None, Some(host)) => host,
@@ -213,14 +216,14 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         policy_digest: policy.digest,
         privileged,
         landlock_abi: u32::from(landlock_abi),
-        boot_id: boot_id()?,
+        boot_id,
         pid: std::process::id(),
         uid: nix::unistd::geteuid().as_raw(),
     };
     let log =
         if remembered.is_some() { Log::deferred(&policy.audit.log, run) } else { Log::open(&policy.audit.log, run)? };
     let handles = Handles::new(duplicate(&state)?).map_err(|why| state_failed(&policy.state, &why))?;
-    let plan = plan(&policy, &host, &init, privileged, needs_freeze, state)?;
+    let plan = plan(&policy, &host, &heads, &init, privileged, needs_freeze, state)?;
     let (confined, (engine, shutdown)) = confine::broker_barriers(plan, || -> Result<_, Fatal> {
         let engine = mounts
             .map(|mounts| Engine::start(mounts, memory, remembered))
@@ -229,7 +232,8 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         let shutdown = Shutdown::start(policy.shutdown.clone(), init).map_err(call("starting a thread"))?;
         Ok((engine, shutdown))
     })?;
-    let parts = Parts { policy, voice, notify, log, engine, shutdown, handles, host, family, signals, privileged };
+    let parts =
+        Parts { policy, voice, notify, heads, log, engine, shutdown, handles, host, family, signals, privileged };
     // Never dropped: what its threads would do on their way out is in no filter,
     // and the process ends behind it.
     ManuallyDrop::new(Broker::new(parts, landlock_abi)).serve(&confined)
@@ -337,6 +341,7 @@ fn boot_id() -> Result<String, Fatal> {
 fn plan(
     policy: &Policy,
     host: &Host,
+    heads: &Heads,
     init: &Init,
     privileged: bool,
     freeze: bool,
@@ -349,6 +354,7 @@ fn plan(
         signals: if shutdown { shutdown::signals(&policy.shutdown, init) } else { Vec::new() },
         reboots: if shutdown { shutdown::reboot_commands(&policy.shutdown, init) } else { Vec::new() },
         listens: host.listens(),
+        reconnects: heads.reconnects(),
     };
     let directory = policy.audit.log.parent().unwrap_or(Path::new("/"));
     Ok(BrokerPlan {
@@ -356,5 +362,11 @@ fn plan(
         log: Some(look(directory).map_err(call("opening the log's directory"))?),
         state: Some(state),
         root: freeze.then(|| look(Path::new("/"))).transpose().map_err(call("opening /"))?,
+        sockets: heads
+            .directories()
+            .iter()
+            .map(|directory| look(directory))
+            .collect::<Result<_, _>>()
+            .map_err(call("opening the directory of journald's or syslog's socket"))?,
     })
 }

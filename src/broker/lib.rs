@@ -10,9 +10,11 @@
 mod accounts;
 mod arrival;
 mod background;
+mod datagram;
 mod decide;
 mod family;
 pub mod fsfreeze;
+mod heads;
 mod host;
 mod launch;
 pub mod log;

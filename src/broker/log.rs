@@ -118,6 +118,8 @@ pub struct Log {
     ring_bytes: usize,
     lost: Lost,
     failures: u64,
+    /// How many files this run has begun or gone on in.
+    files: u64,
 }
 
 /// The file as it stands.
@@ -156,6 +158,7 @@ impl Log {
             ring_bytes: 0,
             lost: Lost::default(),
             failures: 0,
+            files: 0,
         }
     }
 
@@ -212,6 +215,13 @@ impl Log {
     pub fn head(&self) -> Option<(u64, Hash)> {
         let chain = self.open.as_ref()?.chain;
         (chain.next > Chain::START.next).then(|| (chain.next - 1, chain.previous))
+    }
+
+    /// How many files have got their first record of this run: one more after
+    /// each rotation.
+    #[must_use]
+    pub const fn files(&self) -> u64 {
+        self.files
     }
 
     /// Whether records wait in memory.
@@ -273,6 +283,7 @@ impl Log {
         if let Some((at, why)) = self.opening {
             self.write(at, &Body::of(&Record::LogOpened { run: self.run.clone(), why }))?;
             self.opening = None;
+            self.files += 1;
         }
         while let Some((at, body)) = self.ring.pop_front() {
             if let Err(error) = self.write(at, &body) {

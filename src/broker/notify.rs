@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
 
+use crate::datagram::{self, Sent};
+
 /// Most notes that wait for room: a manager that reads none of them for so long
 /// has given up on us, or will when it misses the watchdog's.
 const WAITING: usize = 16;
@@ -64,8 +66,7 @@ impl Notify {
             [b'/', ..] => SocketAddr::from_pathname(name)?,
             _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a path nor an abstract name")),
         };
-        let socket = UnixDatagram::unbound()?;
-        socket.set_nonblocking(true)?;
+        let socket = datagram::socket()?;
         socket.connect_addr(&address)?;
         // Half of the limit, as sd_watchdog_enabled(3) advises.
         let every = limit.map(|limit| limit / 2).filter(|every| !every.is_zero());
@@ -130,11 +131,11 @@ impl Notify {
     pub(crate) fn tell_on(&mut self) {
         let Some(socket) = &self.socket else { return };
         while let Some(note) = self.owed.front() {
-            match socket.send(note.as_bytes()) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            match datagram::send(socket, note.as_bytes()) {
+                Sent::NoRoom => return,
                 // A manager that is gone has nobody to tell it from us, and to
                 // try again would be to try for ever.
-                Ok(_) | Err(_) => drop(self.owed.pop_front()),
+                Sent::Yes | Sent::Gone(_) => drop(self.owed.pop_front()),
             }
         }
     }

@@ -29,6 +29,7 @@ use postern_core::policy::rules::Mode;
 
 use crate::family::{Family, Opener, Worker};
 use crate::fsfreeze::{Engine, Filesystem, Handles, Status, Why};
+use crate::heads::Heads;
 use crate::host::{Host, HostError};
 use crate::launch::Fatal;
 use crate::log::{Log, LogError, Receipt};
@@ -44,6 +45,7 @@ pub(crate) struct Parts {
     pub(crate) policy: Policy,
     pub(crate) voice: Voice,
     pub(crate) notify: Notify,
+    pub(crate) heads: Heads,
     pub(crate) log: Log,
     pub(crate) engine: Option<Engine>,
     pub(crate) shutdown: Shutdown,
@@ -171,6 +173,7 @@ impl Broker {
             self.last_thaw();
             self.note(&Record::Stopped { reason: text(fatal.to_string().as_bytes()) });
         }
+        self.parts.heads.end(&self.parts.log, &self.parts.voice);
         served
     }
 
@@ -179,6 +182,7 @@ impl Broker {
             self.keep_family()?;
             self.keep_time();
             self.tell_manager();
+            self.parts.heads.keep(&self.parts.log, &self.parts.voice, Instant::now());
             if self.is_done() {
                 if self.gave_up {
                     return Err(Fatal::StillFrozen);
@@ -207,6 +211,9 @@ impl Broker {
             }
             if awake.manager {
                 self.parts.notify.tell_on();
+            }
+            if awake.heads {
+                self.parts.heads.tell_on(&self.parts.log, &self.parts.voice);
             }
             if awake.host {
                 self.meet_host();

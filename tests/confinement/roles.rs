@@ -14,7 +14,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 use nix::sys::stat::Mode as Permission;
 use postern_core::catalogue::Command;
-use postern_core::confine::filters::{self, BrokerNeeds, Listens};
+use postern_core::confine::filters::{self, BrokerNeeds, Listens, Reconnects};
 use postern_core::confine::seccomp::Rule;
 use postern_core::confine::{self, BrokerPlan, ConfineError, identity};
 use postern_core::ipc::List;
@@ -43,6 +43,9 @@ pub(crate) const LOG: &str = "/tmp/own/log";
 /// Where its state is.
 pub(crate) const STATE: &str = "/tmp/own/state";
 
+/// A socket that the broker may connect anew.
+const SYSLOG: Reconnects = Reconnects::new(held::SOCKET as i32, "/dev/log");
+
 /// A rule for regular files.
 pub(crate) fn rule(path: &str, rights: Rights) -> FileRule {
     FileRule { path: path.into(), rights, except: Vec::new(), optional: false, types: Types::REGULAR }
@@ -65,6 +68,7 @@ impl Role {
             signals: vec![libc::SIGUSR1, 38],
             reboots: Vec::new(),
             listens: Some(Listens::Unix),
+            reconnects: vec![SYSLOG],
         })
     }
 
@@ -75,6 +79,7 @@ impl Role {
             signals: Vec::new(),
             reboots: vec![libc::LINUX_REBOOT_CMD_POWER_OFF, libc::LINUX_REBOOT_CMD_RESTART],
             listens: None,
+            reconnects: Vec::new(),
         })
     }
 
@@ -138,6 +143,7 @@ impl Role {
                     log: Some(look(LOG)),
                     state: Some(look(STATE)),
                     root: needs.freeze.then(|| look("/")),
+                    sockets: Vec::new(),
                 };
                 let mut capabilities = Vec::new();
                 if needs.freeze {

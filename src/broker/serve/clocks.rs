@@ -1,6 +1,7 @@
 //! What the loop waits for, how long at most, and what is due when nothing was
 //! heard. Without anything frozen, opening or being born there is no clock at
-//! all, but the service manager's watchdog's.
+//! all, but the service manager's watchdog's and, once, that of a record which no
+//! head told of yet.
 //!
 //! Trust: time is the kernel's.
 
@@ -43,6 +44,7 @@ pub(super) struct Awake {
     pub(super) worker: bool,
     pub(super) host: bool,
     pub(super) manager: bool,
+    pub(super) heads: bool,
     pub(super) news: bool,
 }
 
@@ -69,12 +71,13 @@ impl Broker {
             // While it is there, nothing in /dev is news.
             self.parts.host.port().filter(|port| port.is_gone()).map(|port| (port.news(), read)),
         ];
+        let heads = self.parts.heads.awaited().map(|way| (way, PollFlags::POLLOUT));
         let mut watched: Vec<PollFd<'_>> =
-            sources.iter().flatten().map(|&(fd, flags)| PollFd::new(fd, flags)).collect();
+            sources.into_iter().flatten().chain(heads).map(|(fd, flags)| PollFd::new(fd, flags)).collect();
         let timeout = self.next_deadline().map_or(PollTimeout::NONE, |at| {
             // Rounded up, so that the time has come when the wait is over.
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-            PollTimeout::try_from(left.min(LOOK_AGAIN)).unwrap_or(PollTimeout::MAX)
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
         match poll(&mut watched, timeout) {
             Ok(_) => {}
@@ -92,6 +95,7 @@ impl Broker {
             host: next(sources[5].is_some()),
             manager: next(sources[6].is_some()),
             news: next(sources[7].is_some()),
+            heads: ready.any(|ready| ready),
         })
     }
 
@@ -109,20 +113,21 @@ impl Broker {
         // The freezer says when it began only once it is at it, and if it then
         // gets stuck nothing else wakes this loop.
         let begins = self.freezing.is_some().then(|| now + LOOK_SOON);
-        let thaw = self.thaw_due(now).or(begins);
+        // Asked anew after each wait, none of which is longer.
+        let thaw = self.thaw_due(now).map(|due| due.min(now + LOOK_AGAIN)).or(begins);
         let farewell = self.stopping.filter(|_| self.worker.is_some());
         let worker = self.worker.as_ref().and_then(Child::given_up_at);
         let opener = self.opener.as_ref().and_then(Child::given_up_at);
         let watchdog = self.parts.notify.next();
-        [opening, birth, thaw, farewell, worker, opener, watchdog].into_iter().flatten().min()
+        let head = self.parts.heads.next();
+        [opening, birth, thaw, farewell, worker, opener, watchdog, head].into_iter().flatten().min()
     }
 
     /// When to thaw by ourselves what is frozen too long; `now` if it is time.
     fn thaw_due(&self, now: Instant) -> Option<Instant> {
         let deadline = self.parts.engine.as_ref()?.deadline(self.parts.policy.freeze.limit)?;
         let next = self.next_limit?;
-        // Asked anew after each wait, none of which is longer; a time from the
-        // state directory may be any.
+        // A time from the state directory may be any.
         let due = now + deadline.saturating_sub(boottime()).min(2 * LOOK_AGAIN);
         Some(due.max(next))
     }

@@ -12,7 +12,8 @@
 //! The broker was started by a person or an init and keeps their 0, 1, 2. It
 //! has its signals, mountinfo, the directories of log and state, the log, the
 //! freezer's eventfd, the listener or the port with `/proc/devices` and a watch
-//! on `/dev`, the host, and a socket to each child.
+//! on `/dev`, the host, the service manager's, journald's and syslog's sockets,
+//! and a socket to each child.
 
 use std::os::fd::RawFd;
 
@@ -205,6 +206,28 @@ pub struct BrokerNeeds {
     pub reboots: Vec<i32>,
     /// Whether it listens for hosts, and on what.
     pub listens: Option<Listens>,
+    /// Whom it tells of its log's heads.
+    pub reconnects: Vec<Reconnects>,
+}
+
+/// A datagram socket that may be connected anew, to the name that it had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reconnects {
+    /// The socket, made at the start.
+    pub socket: RawFd,
+    /// Length in bytes of the address: all that a filter sees of a name.
+    pub length: u32,
+}
+
+impl Reconnects {
+    /// `socket`, to the socket that is named by this absolute path.
+    #[must_use]
+    pub const fn new(socket: RawFd, path: &'static str) -> Self {
+        // sun_family, the path, its NUL: unix(7).
+        let length = size_of::<libc::sa_family_t>() + path.len() + 1;
+        #[expect(clippy::cast_possible_truncation, reason = "names of sockets are short: at most 110 bytes")]
+        Self { socket, length: length as u32 }
+    }
 }
 
 /// What a broker listens on.
@@ -226,8 +249,11 @@ pub fn broker(needs: &BrokerNeeds) -> Vec<Rule> {
         permit!(writev, "stderr"),
         permit!(pread64, "mountinfo, the log's last record, state files, the kernel's list of drivers"),
         permit!(recvmsg, "asks and reports"),
-        permit!(sendto, "answers and orders; notes to the service manager, on a socket connected at the start"),
-        permit!(sendmsg, "handing descriptors on; journald"),
+        permit!(
+            sendto,
+            "answers and orders; notes to the service manager and heads of the log, on sockets of the start"
+        ),
+        permit!(sendmsg, "handing descriptors on"),
         permit!(ppoll, "waiting"),
         permit!(
             socketpair,
@@ -278,6 +304,13 @@ pub fn broker(needs: &BrokerNeeds) -> Vec<Rule> {
         )),
         Some(Listens::Vsock) => rules.push(permit!(getpeername, "the host's context id")),
         None => {}
+    }
+    for Reconnects { socket, length } in &needs.reconnects {
+        rules.push(permit!(
+            connect,
+            [When::Is(0, int(*socket)), When::Is(2, *length)],
+            "journald or syslog, which was restarted under a new socket"
+        ));
     }
     if needs.freeze {
         rules.push(permit!(ioctl, [When::Is(1, crate::sys::fs::FIFREEZE)], "freezing a filesystem"));

@@ -184,6 +184,8 @@ pub struct BrokerPlan {
     pub state: Option<OwnedFd>,
     /// Root directory: every directory beneath may be opened, if it freezes.
     pub root: Option<OwnedFd>,
+    /// Directories of the sockets that it may connect to anew.
+    pub sockets: Vec<OwnedFd>,
 }
 
 /// First half of the broker's confinement, before its threads start: account,
@@ -212,7 +214,7 @@ pub fn broker_barriers<T, E: From<ConfineError>>(
     plan: BrokerPlan,
     threads: impl FnOnce() -> Result<T, E>,
 ) -> Result<(Confined, T), E> {
-    let BrokerPlan { filter, log, state, root } = plan;
+    let BrokerPlan { filter, log, state, root, sockets } = plan;
     let mut grants = Vec::new();
     if let Some(object) = log {
         grants.push(Grant {
@@ -228,6 +230,8 @@ pub fn broker_barriers<T, E: From<ConfineError>>(
     if let Some(object) = root {
         grants.push(Grant { object, access: AccessFs::ReadDir.into() });
     }
+    // Kernels before ABI 9 know no such right, and need none.
+    grants.extend(sockets.into_iter().map(|object| Grant { object, access: AccessFs::ResolveUnix.into() }));
     let domain = if filter.signals.is_empty() { Domain::Everything } else { Domain::EverythingButSignals };
     let abi = landlock::restrict(domain, &grants)?;
     let made = threads()?;

@@ -112,6 +112,13 @@ fn broker_calls(policy: &Policy) -> Vec<Call> {
         ..BrokerNeeds::default()
     };
     let mut calls = calls(&filters::broker(&needs));
+    if policy.audit.heads.journal || policy.audit.heads.syslog {
+        calls.push(Call {
+            name: "connect",
+            restricted_arguments: vec![0, 2],
+            why: "journald or syslog, which was restarted under a new socket: its own datagram socket, the name's length",
+        });
+    }
     if policy.needs(Act::Shutdown) {
         if policy.shutdown.method != ShutdownMethod::Kernel {
             calls.push(Call {
