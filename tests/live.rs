@@ -20,6 +20,8 @@ mod crashes;
 mod evidence;
 #[path = "live/freezes.rs"]
 mod freezes;
+#[path = "live/heads.rs"]
+mod heads;
 #[path = "audit/samples.rs"]
 #[allow(dead_code, reason = "its own tests run in the target `audit`")]
 mod samples;
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         crashes::TESTS,
         shutdowns::TESTS,
         evidence::TESTS,
+        heads::TESTS,
         channels::TESTS,
         starts::TESTS,
         service::TESTS,

@@ -123,13 +123,21 @@ impl Home {
     }
 
     /// Writes the policy: `text`, in which `HOME` stands for this directory,
-    /// and the tables that every agent of a test needs. Returns its path.
+    /// and the tables that every agent of a test needs. A text with an `[audit]`
+    /// of its own says there where heads go; else the machine's journal is left
+    /// alone. Returns its path.
     pub(crate) fn policy(&self, text: &str) -> PathBuf {
         let home = self.directory.path().display();
         let path = self.path("policy.toml");
+        let log = format!("[audit]\nlog = \"{home}/log/audit.jsonl\"\n");
+        let text = if text.contains("[audit]\n") {
+            text.replacen("[audit]\n", &log, 1)
+        } else {
+            format!("{text}\n{log}heads = []\n")
+        };
         let mut policy = format!("version = 1\n{}\n", text.replace("HOME", &home.to_string()));
         let places = format!(
-            "[audit]\nlog = \"{home}/log/audit.jsonl\"\n[state]\ndirectory = \"{home}/state\"\n\
+            "[state]\ndirectory = \"{home}/state\"\n\
              [channel]\nmethod = \"unix-listen\"\npath = \"{home}/host.sock\"\n"
         );
         policy.push_str(&places);
