@@ -380,15 +380,16 @@ fn vsock_serves_one_context_only() {
     assert_eq!(refused.lines().count(), 1, "not one for each: {refused}");
     let refused: Value = serde_json::from_str(refused.trim()).expect("a record");
     assert_eq!((&refused["postern"]["cid"], &refused["postern"]["count"]), (&json!(1), &json!(1)), "{refused}");
-    assert_eq!(count(&mut machine, "host-connected"), 0);
+    assert_eq!((count(&mut machine, "host-connected"), count(&mut machine, "process-died")), (0, 0));
     machine.sh(STOP);
+    // On a slow machine the worker may be killed when postern stops.
+    let died = count(&mut machine, "process-died");
     // The policy says that it may.
     serve(&mut machine, "peer = 1\n");
     for _ in 0..3 {
         assert_eq!(machine.sh("perl /root/client 1"), "heard: {\"return\": {}}\n\n");
     }
-    assert_eq!(count(&mut machine, "host-connected"), 3);
-    assert_eq!(count(&mut machine, "process-died"), 0);
+    assert_eq!((count(&mut machine, "host-connected"), count(&mut machine, "process-died")), (3, died));
     machine.sh(VERIFY);
 }
 
