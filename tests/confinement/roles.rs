@@ -43,8 +43,8 @@ pub(crate) const LOG: &str = "/tmp/own/log";
 /// Where its state is.
 pub(crate) const STATE: &str = "/tmp/own/state";
 
-/// A socket that the broker may connect anew.
-const SYSLOG: Reconnects = Reconnects::new(held::SOCKET as i32, "/dev/log");
+/// A socket that the broker may connect anew: [`held::SOCKET`].
+const SYSLOG: Reconnects = Reconnects::new(23, "/dev/log");
 
 /// A rule for regular files.
 pub(crate) fn rule(path: &str, rights: Rights) -> FileRule {
