@@ -36,7 +36,7 @@ impl Agent {
         let policy = place.path("policy.toml");
         let own = home.display();
         let text = format!(
-            "version = 1\nprofile = \"files\"\n[audit]\nlog = \"{own}/log/audit.jsonl\"\n\
+            "version = 1\nprofile = \"files\"\n[audit]\nlog = \"{own}/log/audit.jsonl\"\nheads = []\n\
              [state]\ndirectory = \"{own}/state\"\n"
         );
         fs::write(&policy, text).unwrap();

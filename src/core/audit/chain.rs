@@ -123,9 +123,65 @@ impl Chain {
     }
 }
 
+/// What [`Chain::seal`] put around a record's body, read back from its fixed
+/// places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal<'a> {
+    /// `event.sequence`.
+    pub sequence: u64,
+    /// What is between: `"action":"…` and so on. Nothing of it is checked.
+    pub body: &'a [u8],
+    /// `postern.torn`: how many bytes, and their hash.
+    pub torn: Option<(u64, Hash)>,
+    /// `postern.previous`.
+    pub previous: Hash,
+}
+
+impl<'a> Seal<'a> {
+    /// The seal of a line without its newline; `None` if it is no whole record.
+    #[must_use]
+    pub fn of(line: &'a [u8]) -> Option<Self> {
+        let (sequence, rest) = split_sequence(line)?;
+        let (rest, previous) = split_hash(rest.strip_suffix(END.as_bytes())?)?;
+        let rest = rest.strip_suffix(BEFORE_HASH.as_bytes())?;
+        let (body, torn) = split_torn(rest).map_or((rest, None), |(body, torn)| (body, Some(torn)));
+        Some(Self { sequence, body, torn, previous })
+    }
+}
+
+/// A hash at the end of `text`, and what is before it.
+fn split_hash(text: &[u8]) -> Option<(&[u8], Hash)> {
+    let (rest, digits) = text.split_at(text.len().checked_sub(64)?);
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    let mut hash = [0; 32];
+    for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Some((rest, Hash(hash)))
+}
+
+/// An account of torn bytes at the end of `text`, and what is before it. No
+/// string of a record looks like one: the quotes in there have a backslash.
+fn split_torn(text: &[u8]) -> Option<(&[u8], (u64, Hash))> {
+    let (rest, hash) = split_hash(text.strip_suffix(b"\"},")?)?;
+    let rest = rest.strip_suffix(b",\"sha256\":\"")?;
+    let digits = rest.len() - rest.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
+    let bytes = std::str::from_utf8(&rest[digits..]).ok()?.parse().ok()?;
+    Some((rest[..digits].strip_suffix(b"\"torn\":{\"bytes\":")?, (bytes, hash)))
+}
+
 /// The sequence number of a line that begins as records do.
 #[must_use]
 pub fn sequence_of(line: &[u8]) -> Option<u64> {
+    split_sequence(line).map(|(sequence, _)| sequence)
+}
+
+/// The number, and what is behind its comma.
+fn split_sequence(line: &[u8]) -> Option<(u64, &[u8])> {
     let rest = line.strip_prefix(BEFORE_TIME.as_bytes())?;
     let (time, rest) = rest.split_at_checked(TIME)?;
     let fits = time.iter().zip(b"0000-00-00T00:00:00.000000Z").all(|(&byte, &shape)| match shape {
@@ -134,10 +190,8 @@ pub fn sequence_of(line: &[u8]) -> Option<u64> {
     });
     let rest = rest.strip_prefix(BEFORE_SEQUENCE.as_bytes()).filter(|_| fits)?;
     let digits = &rest[..rest.iter().position(|byte| !byte.is_ascii_digit())?];
-    if rest.get(digits.len()) != Some(&b',') || digits.first() == Some(&b'0') {
-        return None;
-    }
-    std::str::from_utf8(digits).ok()?.parse().ok()
+    let rest = rest[digits.len()..].strip_prefix(b",").filter(|_| digits.first() != Some(&b'0'))?;
+    Some((std::str::from_utf8(digits).ok()?.parse().ok()?, rest))
 }
 
 /// Whether a line ends as records do. No beginning of a record does: a quote
@@ -178,6 +232,24 @@ mod tests {
              \"torn\":{\"bytes\":7,\"sha256\":\"500d7cea3387f93cf726bffa3229b0dd0e02e16c84fb8e9860877af96d3fcc00\"},\
              \"previous\":\"0000000000000000000000000000000000000000000000000000000000000000\"}}"
         );
+    }
+
+    #[test]
+    fn a_seal_is_read_back() {
+        // A host that knows the format names a file after it.
+        let hostile = format!("\"torn\":{{\"bytes\":7,\"sha256\":\"{}\"}},", "0".repeat(64));
+        let body = refused(&hostile);
+        let mut torn = Torn::default();
+        torn.add(b"{\"@tim\n");
+        for (torn, account) in [(None, None), (Some(&torn), Some((7, torn.hash())))] {
+            let line = Chain { next: u64::MAX, previous: Hash::of(b"x") }.seal(time(), &body, torn);
+            let seal = Seal::of(line.as_bytes()).unwrap();
+            assert_eq!((seal.sequence, seal.torn, seal.previous), (u64::MAX, account, Hash::of(b"x")));
+            assert_eq!(seal.body, body.as_str().as_bytes());
+            for end in 0..line.len() {
+                assert_eq!(Seal::of(&line.as_bytes()[..end]), None, "{end}");
+            }
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ mod text;
 
 pub use jiff::Timestamp;
 
-pub use chain::{Chain, Hash, MAX_LINE, Torn, is_whole, sequence_of};
+pub use chain::{Chain, Hash, MAX_LINE, Seal, Torn, is_whole, sequence_of};
 pub use ecs::{Body, ECS_VERSION};
 pub use json::is_harmful;
 pub use record::{Closing, End, Lost, Mounts, Opening, Peer, Record, Role, Run, ThawCause};

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _};
 use std::path::Path;
 
-use postern_core::audit::{Hash, MAX_LINE, is_whole, sequence_of};
+use postern_core::audit::{Hash, MAX_LINE, Seal};
 use serde_json::Value;
 
 /// Opens a file, or standard input for `-`.
@@ -25,40 +25,59 @@ pub(super) fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
 /// is longer than any record comes in pieces, none of which is a record.
 pub(super) fn next(reader: &mut dyn BufRead) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
-    reader.take(MAX_LINE as u64 + 1).read_until(b'\n', &mut line)?;
+    read(reader, &mut line)?;
     Ok(line)
 }
 
-/// What the chain needs of a line.
-#[derive(Debug)]
-pub(super) struct Link {
-    pub(super) sequence: u64,
-    pub(super) previous: String,
-    pub(super) hash: Hash,
-    /// Length and hash of the torn bytes before it, as it claims.
-    pub(super) torn: Option<(u64, String)>,
-    /// Records that it says were lost.
-    pub(super) lost: u64,
+/// [`next`] into a buffer that is used again; whether there was one.
+pub(super) fn read(reader: &mut (impl BufRead + ?Sized), line: &mut Vec<u8>) -> io::Result<bool> {
+    line.clear();
+    reader.take(MAX_LINE as u64 + 1).read_until(b'\n', line)?;
+    Ok(!line.is_empty())
 }
 
-/// The record that a line is, if it is one in postern's fixed form.
+/// What the chain needs of a line.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    pub(super) sequence: u64,
+    pub(super) previous: Hash,
+    pub(super) hash: Hash,
+    /// Length and hash of the torn bytes before it, as it claims.
+    pub(super) torn: Option<(u64, Hash)>,
+    /// Records that it says were lost.
+    pub(super) lost: u64,
+    /// Whether it is the first of its file or of its run.
+    pub(super) opens: bool,
+}
+
+/// The record that a line is, if it begins and ends as records do and has no
+/// control character. What is between is not parsed, for the next record vouches
+/// for every byte of it; where none was written by the same run, see [`is_record`].
 pub(super) fn link(line: &[u8]) -> Option<Link> {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
-    let sequence = sequence_of(line).filter(|_| is_whole(line))?;
-    let record: Value = serde_json::from_slice(line).ok()?;
-    let ours = &record["postern"];
-    let torn = match ours.get("torn") {
-        Some(torn) => Some((torn["bytes"].as_u64()?, torn["sha256"].as_str()?.to_owned())),
-        None => None,
-    };
-    let number = |name: &str| ours[name].as_u64().unwrap_or(0);
-    // The number at its fixed place is the number that a JSON reader sees.
-    (record["event"]["sequence"].as_u64() == Some(sequence)).then_some(())?;
+    let seal = Seal::of(line).filter(|_| line.iter().all(|byte| *byte >= b' '))?;
     Some(Link {
-        sequence,
-        previous: ours["previous"].as_str()?.to_owned(),
+        sequence: seal.sequence,
+        previous: seal.previous,
         hash: Hash::of(line),
-        torn,
-        lost: number("lost").saturating_add(number("unwritten")),
+        torn: seal.torn,
+        lost: if seal.body.starts_with(b"\"action\":\"records-lost\"") { lost(line) } else { 0 },
+        opens: seal.body.starts_with(b"\"action\":\"log-opened\""),
     })
+}
+
+fn lost(line: &[u8]) -> u64 {
+    let record: Value = serde_json::from_slice(line).unwrap_or_default();
+    let number = |name: &str| record["postern"][name].as_u64().unwrap_or(0);
+    number("lost").saturating_add(number("unwritten"))
+}
+
+/// Whether a line that has a [`link`] is JSON, and says so what its fixed places
+/// say.
+pub(super) fn is_record(line: &[u8], link: &Link) -> bool {
+    let Ok(record) = serde_json::from_slice::<Value>(line) else { return false };
+    let ours = &record["postern"];
+    record["event"]["sequence"] == link.sequence
+        && ours["previous"] == link.previous.to_string()
+        && ours["torn"]["bytes"].as_u64() == link.torn.map(|(bytes, _)| bytes)
 }

@@ -123,25 +123,51 @@ impl fmt::Display for Verified {
 
 /// Checks log files, oldest first.
 pub fn verify<P: AsRef<Path>>(files: &[P]) -> Result<Verified, Problem> {
+    verify_and(files, &mut |_, _| {})
+}
+
+/// As [`verify`], and has each record that follows the one before, and its line,
+/// `heard`.
+pub(super) fn verify_and<P: AsRef<Path>>(
+    files: &[P],
+    heard: &mut dyn FnMut(&Link, &[u8]),
+) -> Result<Verified, Problem> {
     let mut reader = Lines::new(files);
     let mut state = State::default();
-    while let Some((place, line)) = reader.next()? {
-        let Some(link) = lines::link(&line) else {
-            state.unexplained.get_or_insert_with(|| (place, kind_of_rest(&line)));
-            state.rest.add(&line);
+    // The record before, which is not parsed where the next one vouches for it.
+    let mut before: Option<(Link, Vec<u8>)> = None;
+    while reader.advance()? {
+        let Some(link) = lines::link(&reader.line) else {
+            state.unexplained.get_or_insert_with(|| (reader.at, kind_of_rest(&reader.line)));
+            state.rest.add(&reader.line);
             continue;
         };
-        if let Err(kind) = state.accept(&place, &link) {
-            return Err(state.blame(kind, place, &link, &mut reader)?.into());
+        let last = state.last;
+        if let Err(misfit) = state.accept(reader.at, &link) {
+            return Err(state.blame(misfit, &link, &mut reader)?.into());
         }
+        heard(&link, &reader.line);
+        // Another run went on behind whatever stood there: its hash vouches for
+        // the bytes, not for what they are.
+        if link.opens && before.as_ref().is_some_and(|(link, line)| !lines::is_record(line, link)) {
+            return Err(Broken { place: reader.place(last), kind: Kind::Edited }.into());
+        }
+        let (_, mut line) = before.take().unwrap_or_else(|| (link.clone(), Vec::new()));
+        std::mem::swap(&mut line, &mut reader.line);
+        before = Some((link, line));
     }
-    if let Some((place, kind)) = state.unexplained {
-        return Err(Broken { place, kind }.into());
+    if let Some((at, kind)) = state.unexplained {
+        return Err(Broken { place: reader.place(at), kind }.into());
     }
     let (Some(chain), Some(first)) = (state.chain, state.first) else {
         let file = files.first().map_or_else(PathBuf::new, |file| file.as_ref().to_owned());
         return Err(Broken { place: Place { file, line: 1 }, kind: Kind::Empty }.into());
     };
+    if let Some((last, line)) = before
+        && !lines::is_record(&line, &last)
+    {
+        return Err(Broken { place: reader.place(state.last), kind: Kind::Edited }.into());
+    }
     Ok(Verified {
         files: files.len(),
         records: state.records,
@@ -177,25 +203,25 @@ struct State {
     chain: Option<Chain>,
     first: Option<u64>,
     /// Where the last record stands.
-    last: Option<Place>,
+    last: At,
     /// Bytes since the last record that are none, and where they begin.
     rest: Torn,
-    unexplained: Option<(Place, Kind)>,
+    unexplained: Option<(At, Kind)>,
     records: u64,
     lost: u64,
     torn: u64,
 }
 
 impl State {
-    fn accept(&mut self, place: &Place, link: &Link) -> Result<(), Misfit> {
+    fn accept(&mut self, at: At, link: &Link) -> Result<(), Misfit> {
         let explained = match &link.torn {
-            Some((bytes, hash)) => self.rest.bytes() == *bytes && self.rest.hash().to_string() == *hash,
+            Some((bytes, hash)) => self.rest.bytes() == *bytes && self.rest.hash() == *hash,
             None => self.rest.bytes() == 0,
         };
         match self.chain {
             Some(chain) => {
                 let number = link.sequence == chain.next;
-                let hash = link.previous == chain.previous.to_string();
+                let hash = link.previous == chain.previous;
                 match (number, hash) {
                     (true, true) if explained => {}
                     _ if self.rest.bytes() > 0 => return Err(Misfit::Rest),
@@ -207,14 +233,14 @@ impl State {
             // What stood before the first line that was given is not known,
             // unless it says that nothing did.
             None if self.rest.bytes() > 0 && !explained => return Err(Misfit::Rest),
-            None if link.sequence == 1 && link.previous != Hash::NONE.to_string() => return Err(Misfit::Number),
+            None if link.sequence == 1 && link.previous != Hash::NONE => return Err(Misfit::Number),
             None => self.first = Some(link.sequence),
         }
         self.torn += u64::from(self.rest.bytes() > 0);
         self.rest = Torn::default();
         self.unexplained = None;
         self.chain = Some(Chain { next: link.sequence.saturating_add(1), previous: link.hash });
-        self.last = Some(place.clone());
+        self.last = at;
         self.records += 1;
         self.lost = self.lost.saturating_add(link.lost);
         Ok(())
@@ -224,26 +250,26 @@ impl State {
     fn blame<P: AsRef<Path>>(
         &mut self,
         misfit: Misfit,
-        place: Place,
         link: &Link,
         reader: &mut Lines<'_, P>,
     ) -> Result<Broken, Problem> {
         let expected = self.chain.map_or(1, |chain| chain.next);
+        let place = reader.place(reader.at);
         if matches!(misfit, Misfit::Rest)
-            && let Some((place, kind)) = self.unexplained.take()
+            && let Some((at, kind)) = self.unexplained.take()
         {
-            return Ok(Broken { place, kind });
+            return Ok(Broken { place: reader.place(at), kind });
         }
         if matches!(misfit, Misfit::Number | Misfit::Rest) {
             return Ok(Broken { place, kind: Kind::Edited });
         }
-        if link.sequence == 1 && link.previous == Hash::NONE.to_string() {
+        if link.sequence == 1 && link.previous == Hash::NONE {
             return Ok(Broken { place, kind: Kind::Restarted });
         }
         if matches!(misfit, Misfit::Hash) {
             // If the next record vouches for this line, the one before changed.
-            let vouched = reader.next_link()?.is_none_or(|next| next.previous == link.hash.to_string());
-            let place = self.last.take().filter(|_| vouched).unwrap_or(place);
+            let vouched = reader.next_link()?.is_none_or(|next| next.previous == link.hash);
+            let place = if vouched { reader.place(self.last) } else { place };
             return Ok(Broken { place, kind: Kind::Edited });
         }
         if link.sequence < expected {
@@ -258,39 +284,53 @@ impl State {
     }
 }
 
+/// A line of the files: index of the file, number of the line from 1.
+#[derive(Clone, Copy, Default)]
+struct At {
+    file: usize,
+    line: u64,
+}
+
 /// The lines of all files, one after another.
 struct Lines<'a, P> {
-    files: std::slice::Iter<'a, P>,
-    open: Option<(Place, Box<dyn BufRead>)>,
+    files: &'a [P],
+    at: At,
+    open: Option<Box<dyn BufRead>>,
+    line: Vec<u8>,
 }
 
 impl<'a, P: AsRef<Path>> Lines<'a, P> {
     fn new(files: &'a [P]) -> Self {
-        Self { files: files.iter(), open: None }
+        Self { files, at: At::default(), open: None, line: Vec::new() }
     }
 
-    fn next(&mut self) -> Result<Option<(Place, Vec<u8>)>, Problem> {
+    /// Goes to the next line, if there is one.
+    fn advance(&mut self) -> Result<bool, Problem> {
         loop {
-            if let Some((place, reader)) = &mut self.open {
-                let line = lines::next(reader.as_mut())
-                    .map_err(|source| Problem::Unreadable { file: place.file.clone(), source })?;
-                if !line.is_empty() {
-                    place.line += 1;
-                    return Ok(Some((place.clone(), line)));
-                }
+            let Some(file) = self.files.get(self.at.file).map(AsRef::as_ref) else { return Ok(false) };
+            let unreadable = |source| Problem::Unreadable { file: file.to_owned(), source };
+            let reader = match &mut self.open {
+                Some(reader) => reader,
+                None => self.open.insert(lines::open(file).map_err(unreadable)?),
+            };
+            lines::read(reader.as_mut(), &mut self.line).map_err(unreadable)?;
+            if !self.line.is_empty() {
+                self.at.line += 1;
+                return Ok(true);
             }
-            let Some(file) = self.files.next() else { return Ok(None) };
-            let file = file.as_ref().to_owned();
-            match lines::open(&file) {
-                Ok(reader) => self.open = Some((Place { file, line: 0 }, reader)),
-                Err(source) => return Err(Problem::Unreadable { file, source }),
-            }
+            self.open = None;
+            self.at = At { file: self.at.file + 1, line: 0 };
         }
     }
 
+    /// A line as it is told to people.
+    fn place(&self, At { file, line }: At) -> Place {
+        Place { file: self.files.get(file).map_or_else(PathBuf::new, |file| file.as_ref().to_owned()), line }
+    }
+
     fn next_link(&mut self) -> Result<Option<Link>, Problem> {
-        while let Some((_, line)) = self.next()? {
-            if let Some(link) = lines::link(&line) {
+        while self.advance()? {
+            if let Some(link) = lines::link(&self.line) {
                 return Ok(Some(link));
             }
         }
