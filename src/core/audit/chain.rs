@@ -45,6 +45,24 @@ impl Hash {
     pub fn of(line: &[u8]) -> Self {
         Self(Sha256::digest(line).into())
     }
+
+    /// The hash that 64 lower-case hexadecimal digits are.
+    #[must_use]
+    pub fn from_digits(digits: &[u8]) -> Option<Self> {
+        let digit = |byte: u8| match byte {
+            b'0'..=b'9' => Some(byte - b'0'),
+            b'a'..=b'f' => Some(byte - b'a' + 10),
+            _ => None,
+        };
+        let mut hash = [0; 32];
+        if digits.len() != 2 * hash.len() {
+            return None;
+        }
+        for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+        }
+        Some(Self(hash))
+    }
 }
 
 impl std::fmt::Display for Hash {
@@ -152,16 +170,7 @@ impl<'a> Seal<'a> {
 /// A hash at the end of `text`, and what is before it.
 fn split_hash(text: &[u8]) -> Option<(&[u8], Hash)> {
     let (rest, digits) = text.split_at(text.len().checked_sub(64)?);
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None,
-    };
-    let mut hash = [0; 32];
-    for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    Some((rest, Hash(hash)))
+    Some((rest, Hash::from_digits(digits)?))
 }
 
 /// An account of torn bytes at the end of `text`, and what is before it. No

@@ -55,7 +55,7 @@ pub(super) struct Link {
 /// for every byte of it; where none was written by the same run, see [`is_record`].
 pub(super) fn link(line: &[u8]) -> Option<Link> {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
-    let seal = Seal::of(line).filter(|_| line.iter().all(|byte| *byte >= b' '))?;
+    let seal = seal(line)?;
     Some(Link {
         sequence: seal.sequence,
         previous: seal.previous,
@@ -64,6 +64,15 @@ pub(super) fn link(line: &[u8]) -> Option<Link> {
         lost: if seal.body.starts_with(b"\"action\":\"records-lost\"") { lost(line) } else { 0 },
         opens: seal.body.starts_with(b"\"action\":\"log-opened\""),
     })
+}
+
+fn seal(line: &[u8]) -> Option<Seal<'_>> {
+    Seal::of(line).filter(|_| line.iter().all(|byte| *byte >= b' '))
+}
+
+/// Whether a line has a [`link`], which costs a hash to make.
+pub(super) fn is_sealed(line: &[u8]) -> bool {
+    seal(line.strip_suffix(b"\n").unwrap_or(line)).is_some()
 }
 
 fn lost(line: &[u8]) -> u64 {

@@ -4,6 +4,8 @@
 //! knows this code; lines are bounded, and nothing of them reaches a terminal
 //! unescaped.
 
+mod anchors;
+mod head;
 mod lines;
 mod show;
 mod verify;
@@ -12,22 +14,40 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+pub use anchors::{Against, Anchored, Contradiction, Doubt, verify_against};
+pub use head::head;
 pub use show::{Filter, Outcome, table, table_for};
 pub use verify::{Broken, Kind, Place, Problem, Verified, verify};
 
 /// Exit status where a file cannot be read; clap's own for wrong usage.
 const USAGE: u8 = 2;
+/// Exit status where a head that left the machine contradicts the log.
+const CONTRADICTED: u8 = 3;
 
 /// What `postern audit` can do.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Check that no record was edited, removed, swapped or cut
-    #[command(after_help = "Exit status: 0 whole, 1 broken, 2 a file could not be read or the usage was wrong.\n\n\
-        The end of a log can be cut off without a trace in the file itself: compare the head that\n\
-        is printed with the one that left the machine.\n\n\
+    #[command(
+        after_help = "Exit status: 0 whole, 1 broken, 2 a file could not be read, the usage was wrong or no head\n\
+        counts, 3 a head contradicts the log.\n\n\
+        The end of a log can be cut off, or written anew, without a trace in the file itself: hold it\n\
+        against the heads that left the machine.\n\n\
         Examples:\n  postern audit verify /var/log/postern/audit.jsonl\n  \
-        zcat audit.jsonl.2.gz | postern audit verify - audit.jsonl.1 audit.jsonl")]
+        journalctl -o json SYSLOG_IDENTIFIER=postern | postern audit verify --anchors - audit.jsonl.1 audit.jsonl\n  \
+        zcat audit.jsonl.2.gz | postern audit verify - audit.jsonl.1 audit.jsonl"
+    )]
     Verify {
+        /// Log files, oldest first; - is standard input
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// What to hold them against
+        #[command(flatten)]
+        against: Against,
+    },
+    /// Print number and hash of the last record, without checking those before it
+    #[command(after_help = "Exit status: 0, 1 there is no record, 2 a file could not be read or the usage was wrong.")]
+    Head {
         /// Log files, oldest first; - is standard input
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
@@ -55,7 +75,35 @@ impl Command {
     #[must_use]
     pub fn run(self) -> ExitCode {
         match self {
-            Self::Verify { files } => match verify(&files) {
+            Self::Verify { files, against } if !against.anchors.is_empty() => match verify_against(&files, &against) {
+                Ok((verified, anchored)) => {
+                    _ = writeln!(io::stdout(), "{verified}\n{anchored}");
+                    ExitCode::SUCCESS
+                }
+                Err(doubt) => {
+                    _ = writeln!(io::stderr(), "{doubt}");
+                    match doubt {
+                        Doubt::Problem(Problem::Broken(_)) => ExitCode::FAILURE,
+                        Doubt::Contradicted { .. } => ExitCode::from(CONTRADICTED),
+                        _ => ExitCode::from(USAGE),
+                    }
+                }
+            },
+            Self::Head { files } => match head(&files) {
+                Ok(Some((number, hash))) => {
+                    _ = writeln!(io::stdout(), "{number} {hash}");
+                    ExitCode::SUCCESS
+                }
+                Ok(None) => {
+                    _ = writeln!(io::stderr(), "there is no record");
+                    ExitCode::FAILURE
+                }
+                Err(problem) => {
+                    _ = writeln!(io::stderr(), "{problem}");
+                    ExitCode::from(USAGE)
+                }
+            },
+            Self::Verify { files, .. } => match verify(&files) {
                 Ok(verified) => {
                     // Nobody is left to tell if stdout is closed.
                     _ = writeln!(io::stdout(), "{verified}");
