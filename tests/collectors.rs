@@ -1,0 +1,27 @@
+//! The collectors' configurations of `audit/collectors`, each with the real
+//! collector and a running agent. Needs root, Debian's rsyslog and rsyslog-relp,
+//! openssl. Each test runs in a cell (`support::cell`), whose collectors listen on
+//! the machine's loopback address, at a port that was free.
+//!
+//! What needs an init, a journal or the kernel's own audit is in `tests/vm`.
+
+mod support;
+
+#[path = "collectors/copies.rs"]
+mod copies;
+#[path = "collectors/load.rs"]
+mod load;
+#[path = "collectors/rsyslog.rs"]
+mod rsyslog;
+
+use std::process::ExitCode;
+
+use support::agent::BINARY;
+use support::runner;
+
+fn main() -> ExitCode {
+    let modules = rsyslog::modules();
+    let mut programs = vec![BINARY, "rsyslogd", "openssl"];
+    programs.extend(modules.iter().map(String::as_str));
+    runner::main(copies::TESTS, &[], &programs)
+}

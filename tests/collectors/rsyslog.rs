@@ -1,0 +1,186 @@
+//! rsyslogd as sender and as receiver, with the configurations that ship: only
+//! paths, port and address are put in.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::support::agent::{Home, eventually};
+
+const SEND: &str = include_str!("../../audit/collectors/rsyslog-send.conf");
+const RECEIVE: &str = include_str!("../../audit/collectors/rsyslog-receive.conf");
+
+/// The address that a receiver here sees.
+const FROM: &str = "127.0.0.1";
+
+/// rsyslog's modules, which it loads by name.
+pub(crate) fn modules() -> Vec<String> {
+    let directories = fs::read_dir("/usr/lib").expect("/usr/lib").flatten().map(|entry| entry.path().join("rsyslog"));
+    let directory = directories.into_iter().find(|directory| directory.join("imfile.so").exists());
+    // Without it the cell says what is not installed.
+    let directory = directory.unwrap_or_else(|| "/usr/lib/rsyslog".into());
+    ["imfile", "imrelp", "omrelp", "mmjsonparse", "lmnet"]
+        .map(|module| directory.join(module).with_extension("so").display().to_string())
+        .into()
+}
+
+/// Puts `to` for `from`, which must be there.
+fn put(text: &str, from: &str, to: &str) -> String {
+    assert!(text.contains(from), "the configuration has no {from}");
+    text.replace(from, to)
+}
+
+/// Where a sender and a receiver live. They outlive their processes.
+pub(crate) struct Place {
+    directory: TempDir,
+    send: PathBuf,
+    receive: PathBuf,
+    port: u16,
+}
+
+impl Place {
+    /// Certificates, and both configurations for the log of this home.
+    pub(crate) fn new(home: &Home) -> Self {
+        let directory = tempfile::Builder::new().prefix("rsyslog-").tempdir().expect("a temporary directory");
+        let path = |name: &str| directory.path().join(name);
+        for name in ["sent", "received", "guests"] {
+            fs::create_dir(path(name)).expect("a directory");
+        }
+        certificates(directory.path());
+        // Freed here and bound by the receiver: nobody else on this machine looks for a port of this kind.
+        let port = TcpListener::bind((FROM, 0)).and_then(|socket| socket.local_addr()).expect("a port").port();
+        let shown = directory.path().display().to_string();
+        let log = home.log().parent().expect("a directory").display().to_string();
+        let send = put(SEND, "/var/log/postern/", &format!("{log}/"));
+        let send = put(&send, "target=\"logs.example.net\"", &format!("target=\"{FROM}\""));
+        let receive = put(RECEIVE, "/var/log/postern-guests/", &format!("{shown}/guests/"));
+        let receive = put(&receive, "input(type=\"imrelp\"", &format!("input(type=\"imrelp\" address=\"{FROM}\""));
+        let write = |name: &str, text: &str| {
+            let text = put(text, "\"20514\"", &format!("\"{port}\""));
+            let text = put(&text, "/etc/rsyslog.d/tls/", &format!("{shown}/"));
+            let file = path(&format!("{name}.conf"));
+            // Debian's rsyslog.conf says this before it includes what we ship.
+            let text = format!("global(workDirectory=\"{shown}/{name}\")\n{text}");
+            fs::write(&file, text).expect("a configuration");
+            file
+        };
+        let (send, receive) = (write("sent", &send), write("received", &receive));
+        Self { directory, send, receive, port }
+    }
+
+    pub(crate) fn sender(&self) -> Rsyslog {
+        self.start(&self.send)
+    }
+
+    /// Started, and listening: a sender that comes too early tries again only seconds later.
+    pub(crate) fn receiver(&self) -> Rsyslog {
+        let started = self.start(&self.receive);
+        eventually("the receiver listens", || TcpStream::connect((FROM, self.port)).ok());
+        started
+    }
+
+    fn start(&self, configuration: &Path) -> Rsyslog {
+        let run = || {
+            let mut command = Command::new("/bin/rsyslogd");
+            command.arg("-f").arg(configuration).arg("-i").arg(configuration.with_extension("pid"));
+            command.stdin(Stdio::null());
+            command
+        };
+        let checked = run().arg("-N1").output().expect("rsyslogd");
+        let said = String::from_utf8_lossy(&checked.stderr);
+        assert!(checked.status.success() && !said.contains("error"), "{said}");
+        let log = fs::File::options().create(true).append(true).open(self.directory.path().join("said"));
+        let child = run().arg("-n").stderr(log.expect("a file")).spawn().expect("rsyslogd");
+        Rsyslog { child, pid_file: configuration.with_extension("pid") }
+    }
+
+    /// The copy of the one guest.
+    pub(crate) fn copy(&self) -> PathBuf {
+        self.directory.path().join(format!("guests/{FROM}.jsonl"))
+    }
+
+    /// What the receiver chose by a field of the record.
+    pub(crate) fn refused(&self) -> PathBuf {
+        self.directory.path().join("guests/refused.jsonl")
+    }
+
+    /// Gives one end the other's certificate.
+    pub(crate) fn mistake_for(&self, end: &str, other: &str) {
+        for kind in ["pem", "key"] {
+            let path = |name: &str| self.directory.path().join(format!("{name}.{kind}"));
+            fs::copy(path(other), path(end)).expect("a certificate");
+        }
+    }
+
+    /// What rsyslog said to its operator.
+    pub(crate) fn said(&self) -> String {
+        fs::read_to_string(self.directory.path().join("said")).unwrap_or_default()
+    }
+
+    /// Waits until the copy ends with this line.
+    pub(crate) fn await_line(&self, line: &str) {
+        let line = format!("{line}\n");
+        eventually(&format!("the copy ends with {line}; rsyslog said: {}", self.said()), || {
+            fs::read_to_string(self.copy()).is_ok_and(|copy| copy.ends_with(&line)).then_some(())
+        });
+    }
+}
+
+/// A running rsyslogd.
+pub(crate) struct Rsyslog {
+    child: Child,
+    pid_file: PathBuf,
+}
+
+impl Rsyslog {
+    /// Ends it as a service manager does.
+    pub(crate) fn stop(mut self) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).expect("SIGTERM");
+        assert!(self.child.wait().expect("its end").success());
+    }
+
+    /// Ends it as a lack of memory does.
+    pub(crate) fn kill(self) {}
+}
+
+impl Drop for Rsyslog {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_file(&self.pid_file);
+    }
+}
+
+/// A certificate authority, and by it a certificate for either end, with the names that the
+/// configurations ask for.
+fn certificates(directory: &Path) {
+    fs::write(directory.join("openssl.cnf"), "[req]\ndistinguished_name = name\n[name]\n").expect("a file");
+    let make = |name: &str, subject: &str, more: &[&str]| {
+        let output = Command::new("/bin/openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
+            .args([
+                "-keyout",
+                &format!("{name}.key"),
+                "-out",
+                &format!("{name}.pem"),
+                "-subj",
+                &format!("/CN={subject}"),
+            ])
+            .args(more)
+            .env("OPENSSL_CONF", "openssl.cnf")
+            .current_dir(directory)
+            .output()
+            .expect("openssl");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    make("ca", "a log server's authority", &["-addext", "basicConstraints=critical,CA:TRUE"]);
+    for (name, subject) in [("server", "logs.example.net"), ("guest", "a.guests.example.net")] {
+        let names = format!("subjectAltName=DNS:{subject}");
+        make(name, subject, &["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", &names]);
+    }
+}
