@@ -6,6 +6,8 @@
 
 #[path = "audit/commands.rs"]
 mod commands;
+#[path = "audit/ecs.rs"]
+mod ecs;
 #[path = "audit/log.rs"]
 mod log;
 #[path = "audit/records.rs"]

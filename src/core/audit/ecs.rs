@@ -109,11 +109,11 @@ fn head(record: &Record) -> Head {
         Record::Stopped { .. } => row("stopped", &["process"], &["end"], "success", None),
         Record::HostConnected { .. } => row("host-connected", &["session"], &["start"], "success", None),
         Record::HostRefused { .. } =>
-            row("host-refused", &["session"], &["start", "denied"], "failure", Some("refused")),
+            row("host-refused", &["network", "session"], &["start", "denied"], "failure", Some("refused")),
         Record::HostDisconnected { .. } => row("host-disconnected", &["session"], &["end"], "success", None),
         Record::OpenAsked { mode, .. } => row(OPEN, &["file"], access(*mode), "unknown", Some("asked")),
         Record::OpenGranted { mode, .. } => row(OPEN, &["file"], access(*mode), "success", Some("granted")),
-        Record::OpenRefused { .. } => row(OPEN, &["file"], &["access", "denied"], "failure", Some("refused")),
+        Record::OpenRefused { .. } => row(OPEN, &["api", "file"], &["access", "denied"], "failure", Some("refused")),
         Record::FileClosed { .. } => row("guest-file-close", &["file"], &["info"], "success", Some("done")),
         Record::CommandRefused { command, .. } =>
             row(known(command).unwrap_or("unknown-command"), &["api"], &["denied"], "failure", Some("refused")),
@@ -124,7 +124,7 @@ fn head(record: &Record) -> Head {
             row("guest-fsfreeze-thaw", &["host"], &["change"], "success", Some("done")),
         Record::Thawed { .. } => row("guest-fsfreeze-thaw", &["host"], &["change"], "failure", Some("failed")),
         Record::ShutdownAsked { .. } => row(SHUTDOWN, &["host"], &["end"], "unknown", Some("asked")),
-        Record::ShutdownRefused { .. } => row(SHUTDOWN, &["host"], &["end", "denied"], "failure", Some("refused")),
+        Record::ShutdownRefused { .. } => row(SHUTDOWN, &["api", "host"], &["end", "denied"], "failure", Some("refused")),
         Record::ShutdownFailed { .. } => row(SHUTDOWN, &["host"], &["end"], "failure", Some("failed")),
         Record::ProcessStarted { .. } => row("process-started", &["process"], &["start"], "success", None),
         Record::ProcessDied { .. } => row("process-died", &["process"], &["end"], "failure", None),
@@ -133,7 +133,7 @@ fn head(record: &Record) -> Head {
         Record::Counted { .. } => row("counted", &["api"], &["info"], "success", None),
         Record::Repeated { .. } => row("repeated", &["api"], &["denied", "info"], "failure", None),
         Record::LogRemoved { .. } => row("log-removed", &["file"], &["deletion"], "unknown", Some("asked")),
-        Record::RecordsLost(_) => row("records-lost", &["process"], &["error"], "failure", None),
+        Record::RecordsLost(_) => row("records-lost", &["process"], &["info"], "failure", None),
     }
 }
 
