@@ -37,6 +37,7 @@ fn main() -> ExitCode {
             ("a_spawner_does_its_work_and_nothing_else", a_spawner_does_its_work_and_nothing_else),
             ("a_broker_does_its_work_and_nothing_else", a_broker_does_its_work_and_nothing_else),
             ("a_broker_without_acts_does_even_less", a_broker_without_acts_does_even_less),
+            ("a_broker_that_rotates_does_little_more", a_broker_that_rotates_does_little_more),
             ("just_outside_each_rule_is_death", outside::just_outside_each_rule_is_death),
             ("inside_each_rule_is_life", outside::inside_each_rule_is_life),
             ("a_call_that_no_rule_names_is_death", outside::a_call_that_no_rule_names_is_death),
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
             ("an_appending_opener_overwrites_nothing", paths::an_appending_opener_overwrites_nothing),
             ("a_spawner_executes_its_own_file_only", paths::a_spawner_executes_its_own_file_only),
             ("a_broker_opens_its_own_files_only", paths::a_broker_opens_its_own_files_only),
+            ("a_broker_rotates_its_own_log_only", paths::a_broker_rotates_its_own_log_only),
             ("a_broker_signals_process_1_as_its_init_wants", paths::a_broker_signals_process_1_as_its_init_wants),
         ],
         &[],
@@ -299,6 +301,10 @@ fn a_broker_does_its_work_and_nothing_else() {
 
 fn a_broker_without_acts_does_even_less() {
     attack_all(&Role::idle_broker(), &[COMMON, BROKER].concat());
+}
+
+fn a_broker_that_rotates_does_little_more() {
+    attack_all(&Role::rotating_broker(), &[COMMON, BROKER, &[("fdatasync", Well)]].concat());
 }
 
 fn a_panic_ends_as_sigabrt() {

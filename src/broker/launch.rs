@@ -220,10 +220,10 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         pid: std::process::id(),
         uid: nix::unistd::geteuid().as_raw(),
     };
-    let log =
-        if remembered.is_some() { Log::deferred(&policy.audit.log, run) } else { Log::open(&policy.audit.log, run)? };
+    let log = if remembered.is_some() { Log::start_held(&policy.audit, run) } else { Log::start(&policy.audit, run)? };
     let handles = Handles::new(duplicate(&state)?).map_err(|why| state_failed(&policy.state, &why))?;
-    let plan = plan(&policy, &host, &heads, &init, privileged, needs_freeze, state)?;
+    let mut plan = plan(&policy, &host, &heads, &init, privileged, needs_freeze, state)?;
+    plan.filter.log = log.needs();
     let (confined, (engine, shutdown)) = confine::broker_barriers(plan, || -> Result<_, Fatal> {
         let engine = mounts
             .map(|mounts| Engine::start(mounts, memory, remembered))
@@ -355,6 +355,7 @@ fn plan(
         reboots: if shutdown { shutdown::reboot_commands(&policy.shutdown, init) } else { Vec::new() },
         listens: host.listens(),
         reconnects: heads.reconnects(),
+        log: None,
     };
     let directory = policy.audit.log.parent().unwrap_or(Path::new("/"));
     Ok(BrokerPlan {

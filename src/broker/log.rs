@@ -4,24 +4,41 @@
 //! It writes with `write` on an append-only descriptor and does nothing else to
 //! the file: no seek, no truncation, no positioned write. Which acts depend on
 //! a record is the caller's to decide; this file tells whether one was written.
-//! Lines are handed to the kernel, not forced to the disk: they outlive postern,
-//! the last of them may not outlive a power cut.
+//! Lines are handed to the kernel, and forced to the disk where the policy says
+//! so: otherwise they outlive postern, the last of them may not outlive a power
+//! cut.
+//!
+//! The log lives within bounds of the policy: how large a file grows before it
+//! is set aside, how many of those are kept and for how long at least, how much
+//! all of them take. What a host repeats without effect is listed at a bounded
+//! rate and counted beyond it. Nothing here has a timer: what is due is done
+//! with the next record.
 //!
 //! Trust: the directory and the file are taken only if nobody but root and the
 //! broker's account can write them. Callers: the broker's loop, one thread.
 
+mod end;
+mod error;
 mod files;
+mod flood;
+mod rotated;
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
 
-use nix::errno::Errno;
-use postern_core::audit::{Body, Chain, Hash, Lost, Opening, Record, Run, Timestamp, Torn};
+use nix::unistd::fdatasync;
+use postern_core::audit::{Body, Chain, Hash, Lost, Opening, Record, Run, Timestamp};
+use postern_core::confine::filters::LogNeeds;
+use postern_core::policy::{Audit, Fsync};
 
-use files::{Place, Tail};
+use end::End;
+pub use error::LogError;
+use files::Place;
 pub use files::{prepare_directory, tail_bytes_max};
+pub use flood::{BURST_BYTES, BYTES_PER_SECOND};
+use flood::{Flood, is_repeatable};
+use rotated::Member;
 
 /// Most records that wait while the log is held, or cannot be written.
 pub const RING_RECORDS: usize = 1024;
@@ -32,6 +49,13 @@ pub const RING_BYTES: usize = 1 << 20;
 const RESERVE_RECORDS: usize = 64;
 const RESERVE_BYTES: usize = 256 << 10;
 
+/// Bytes beyond `audit.max_bytes` for everything that is no open.
+pub const SPARE_BYTES: u64 = 1 << 20;
+/// How often the log's files are counted at most while `max_bytes` is spent.
+const COUNT_AGAIN: Duration = Duration::from_secs(60);
+/// Most bytes that the chain adds to a record's body, with newlines.
+const CHAIN_BYTES: u64 = 514;
+
 /// What became of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Receipt {
@@ -39,76 +63,27 @@ pub enum Receipt {
     Written(u64),
     /// The log is held: it waits in the ring, in its order.
     Waiting,
+    /// It is one of too many: counted, and told of as `repeated` later.
+    Counted,
 }
 
-/// Why there is no record. The texts are for the operator.
-#[derive(Debug, thiserror::Error)]
-pub enum LogError {
-    /// The log's directory is missing.
-    #[error("audit directory {path} is not there; make it with: install -d -m 0700 -o {uid} {path}", path = path.display())]
-    NoDirectory {
-        /// The directory.
-        path: PathBuf,
-        /// Who has to own it.
-        uid: u32,
-    },
-    /// The path names no file in a directory.
-    #[error("'{path}' cannot be an audit log; write an absolute path to a file", path = .0.display())]
-    NotAFile(PathBuf),
-    /// Somebody else could write the log or lead it elsewhere.
-    #[error("{path} cannot be trusted with the audit log: it {what}", path = path.display())]
-    Unsafe {
-        /// The file or directory.
-        path: PathBuf,
-        /// What is wrong and what to do.
-        what: String,
-    },
-    /// Opening, making or reading failed.
-    #[error("cannot {what} {path}: {text}", path = path.display(), text = errno.desc())]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// The kernel's error.
-        errno: Errno,
-    },
-    /// There is no whole record near the end of the file.
-    #[error("{path} does not end in audit records; it is evidence: move it away and start again", path = .0.display())]
-    NoRecord(PathBuf),
-    /// After a rotation the new file already holds something.
-    #[error("{path} is not empty after its rotation; records still go to the old file", path = .0.display())]
-    NotEmpty(PathBuf),
-    /// A record could not be written.
-    #[error("cannot write {path}: {text}", path = path.display(), text = errno.desc())]
-    Write {
-        /// The log.
-        path: PathBuf,
-        /// The kernel's error.
-        errno: Errno,
-    },
-    /// The ring of waiting records is full.
-    #[error("too many audit records wait for the log")]
-    Full,
-}
-
-impl LogError {
-    /// The kernel's error, if there was one.
-    #[must_use]
-    pub const fn errno(&self) -> Option<Errno> {
-        match self {
-            Self::Io { errno, .. } | Self::Write { errno, .. } => Some(*errno),
-            _ => None,
-        }
-    }
+/// Which part of `audit.max_bytes` a record may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    /// That of opens.
+    Opens,
+    /// [`SPARE_BYTES`] more.
+    All,
 }
 
 /// An audit log.
 #[derive(Debug)]
 pub struct Log {
-    path: PathBuf,
+    audit: Audit,
     run: Run,
-    open: Option<Open>,
+    /// Its directory, for good: the filter knows the descriptor.
+    place: Option<Place>,
+    end: Option<End>,
     held: bool,
     /// A reopening that was asked for while the log was held.
     reopen: bool,
@@ -117,63 +92,110 @@ pub struct Log {
     ring: VecDeque<(Timestamp, Body)>,
     ring_bytes: usize,
     lost: Lost,
-    failures: u64,
     /// How many files this run has begun or gone on in.
     files: u64,
-}
-
-/// The file as it stands.
-#[derive(Debug)]
-struct Open {
-    place: Place,
-    file: File,
-    chain: Chain,
-    /// Bytes behind the last whole line that are none.
-    torn: Torn,
-    /// Whether the file's last byte is something else than a newline.
-    mid_line: bool,
+    flood: Flood,
+    /// What the log's files take together: counted then, added to since.
+    taken: u64,
+    counted: Option<Instant>,
+    /// Opens are refused; and whether a refusal has been told of since.
+    spent: bool,
+    told_spent: bool,
+    /// Rotated files to remove.
+    surplus: Vec<Member>,
+    /// Size at which to rotate next.
+    rotate_at: u64,
+    /// The file's name may not be on the disk yet.
+    is_new: bool,
+    /// Attempts in a row that failed: to write before an act, and otherwise.
+    refused: u64,
+    failed: u64,
+    trouble: Option<LogError>,
 }
 
 impl Log {
-    /// Opens the log, continues its chain and writes `log-opened`.
-    pub fn open(path: &Path, run: Run) -> Result<Self, LogError> {
-        let mut log = Self::deferred(path, run);
+    /// Opens the log as the policy says, continues its chain and writes
+    /// `log-opened`.
+    pub fn start(audit: &Audit, run: Run) -> Result<Self, LogError> {
+        let mut log = Self::start_held(audit, run);
         log.held = false;
-        log.settle()?;
+        log.settle(false)?;
+        log.sync(false)?;
         Ok(log)
     }
 
     /// A log that touches no file before [`Log::release`]: for a start that
     /// finds filesystems frozen, where opening a log can block for ever.
     #[must_use]
-    pub fn deferred(path: &Path, run: Run) -> Self {
+    pub fn start_held(audit: &Audit, run: Run) -> Self {
+        // A directory that is not there is told of once the log is opened.
+        let place = Place::open(&audit.log, run.uid).ok();
         Self {
-            path: path.to_owned(),
+            rotate_at: audit.rotate_bytes.unwrap_or(u64::MAX),
+            audit: audit.clone(),
             run,
-            open: None,
+            place,
+            end: None,
             held: true,
             reopen: false,
             opening: Some((Timestamp::now(), Opening::Started)),
             ring: VecDeque::new(),
             ring_bytes: 0,
             lost: Lost::default(),
-            failures: 0,
             files: 0,
+            flood: Flood::default(),
+            taken: 0,
+            counted: None,
+            spent: false,
+            told_spent: false,
+            surplus: Vec::new(),
+            is_new: true,
+            refused: 0,
+            failed: 0,
+            trouble: None,
         }
     }
 
-    /// Writes a record *before* its act. On an error nothing of it is kept: the
-    /// caller refuses the act, and a later `records-lost` counts it.
+    /// [`Log::start`] with the policy's defaults.
+    pub fn open(path: &Path, run: Run) -> Result<Self, LogError> {
+        Self::start(&Audit::at(path.to_owned()), run)
+    }
+
+    /// [`Log::start_held`] with the policy's defaults.
+    #[must_use]
+    pub fn deferred(path: &Path, run: Run) -> Self {
+        Self::start_held(&Audit::at(path.to_owned()), run)
+    }
+
+    /// What the filter must let this log do; none while its directory is not
+    /// there.
+    #[must_use]
+    pub fn needs(&self) -> Option<LogNeeds> {
+        Some(LogNeeds::new(&self.audit, self.place.as_ref()?.descriptor()))
+    }
+
+    /// Writes a record *before* its act. On an error the caller refuses the
+    /// act, and either nothing of the record is kept and a later
+    /// `records-lost` counts it, or it is in the file but maybe not on the disk.
     pub fn record(&mut self, record: &Record) -> Result<Receipt, LogError> {
         let (at, body) = (Timestamp::now(), Body::of(record));
         if self.held {
             return self.hold_back(at, body, RESERVE_RECORDS, RESERVE_BYTES);
         }
-        let result = self.settle().and_then(|()| self.write(at, &body));
-        self.count(&result);
-        if let Err(error) = &result {
+        let opens = matches!(record, Record::OpenAsked { .. } | Record::OpenGranted { .. });
+        let room = if opens { Room::Opens } else { Room::All };
+        let written = self.settle(false).and_then(|()| self.put(at, &body, room));
+        // An open for which there is no room is counted by its refusal.
+        if let Err(error) = &written
+            && !(opens && matches!(error, LogError::Spent { .. }))
+        {
             self.lost.unwritten += 1;
             self.lost.errno = error.errno();
+        }
+        let result = written.and_then(|number| self.sync(opens).map(|()| number));
+        match &result {
+            Ok(_) => (self.refused, self.failed) = (0, 0),
+            Err(_) => self.refused = self.refused.saturating_add(1),
         }
         result.map(Receipt::Written)
     }
@@ -183,16 +205,48 @@ impl Log {
     /// takes records again; the error is for the operator only.
     pub fn note(&mut self, record: &Record) -> Result<Receipt, LogError> {
         let (at, body) = (Timestamp::now(), Body::of(record));
-        let (records, bytes) = if is_repeatable(record) { (RESERVE_RECORDS, RESERVE_BYTES) } else { (0, 0) };
+        let repeatable = is_repeatable(record);
+        if repeatable && !self.admits(&body) {
+            self.flood.count(record, at);
+            return Ok(Receipt::Counted);
+        }
+        let (records, bytes) = if repeatable { (RESERVE_RECORDS, RESERVE_BYTES) } else { (0, 0) };
         if self.held {
             return self.hold_back(at, body, records, bytes);
         }
-        let result = self.settle().and_then(|()| self.write(at, &body));
-        self.count(&result);
-        if result.is_err() {
-            self.wait(at, body, records, bytes)?;
-        }
+        let last = matches!(record, Record::Stopped { .. });
+        let written = self.settle(last).and_then(|()| self.put(at, &body, Room::All));
+        let result = match written {
+            Ok(number) => self.sync(false).map(|()| number),
+            Err(error) => {
+                self.count::<()>(&Err(&error));
+                self.wait(at, body, records, bytes)?;
+                return Err(error);
+            }
+        };
+        self.count(&result.as_ref());
         result.map(Receipt::Written)
+    }
+
+    /// Whether there may be room for the records of an open: asked before any
+    /// of it is done. Files that were moved away show within a minute.
+    pub fn takes_opens(&mut self) -> Result<(), LogError> {
+        if self.spent && !self.held && self.is_count_due() {
+            self.recount();
+            // Removes what is too old; what cannot be written shows below.
+            _ = self.settle(false);
+        }
+        if !self.spent {
+            return Ok(());
+        }
+        self.refused = self.refused.saturating_add(1);
+        Err(self.no_room())
+    }
+
+    /// Whether opens are refused because `audit.max_bytes` is spent.
+    #[must_use]
+    pub const fn is_spent(&self) -> bool {
+        self.spent
     }
 
     /// From now on records wait in memory. Call it before the first `FIFREEZE`.
@@ -205,15 +259,15 @@ impl Log {
     pub fn release(&mut self) -> Result<(), LogError> {
         self.held = false;
         let rotated = if std::mem::take(&mut self.reopen) { self.reopen() } else { Ok(()) };
-        let settled = self.settle();
-        self.count(&settled);
+        let settled = self.settle(false).and_then(|()| self.sync(false));
+        self.count(&settled.as_ref());
         rotated.and(settled)
     }
 
     /// Number and hash of the last record in the file; `None` before the first.
     #[must_use]
     pub fn head(&self) -> Option<(u64, Hash)> {
-        let chain = self.open.as_ref()?.chain;
+        let chain = self.end.as_ref()?.chain;
         (chain.next > Chain::START.next).then(|| (chain.next - 1, chain.previous))
     }
 
@@ -233,7 +287,12 @@ impl Log {
     /// How many attempts in a row failed: 1 is news for the operator.
     #[must_use]
     pub const fn failures(&self) -> u64 {
-        self.failures
+        self.refused.saturating_add(self.failed)
+    }
+
+    /// What went wrong beside the records, for the operator: once.
+    pub const fn trouble(&mut self) -> Option<LogError> {
+        self.trouble.take()
     }
 
     /// How many records wait.
@@ -242,72 +301,222 @@ impl Log {
         self.ring.len()
     }
 
-    /// Goes on in the file that now has the log's name, after a rotation. Does
-    /// nothing if that is still the same file; waits if the log is held.
+    /// Goes on in the file that now has the log's name, after a rotation, and
+    /// counts the log's files. Waits if the log is held.
     pub fn reopen(&mut self) -> Result<(), LogError> {
         if self.held {
             self.reopen = true;
             return Ok(());
         }
-        self.move_on(Opening::Rotated)?;
-        self.settle()
+        let moved = self.move_on(Opening::Rotated);
+        self.recount();
+        moved?;
+        self.settle(false)?;
+        self.sync(false)
     }
 
     /// Opens the file by name and, if it is another one, continues there.
     fn move_on(&mut self, why: Opening) -> Result<(), LogError> {
-        let Some(open) = &mut self.open else { return Ok(()) };
-        let (file, facts) = open.place.append()?;
-        if facts.same_file(&open.place.facts(&open.file)?) {
+        let (Some(place), Some(end)) = (&self.place, &mut self.end) else { return Ok(()) };
+        let (file, facts) = place.append()?;
+        if facts.same_file(&place.facts(&end.file)?) {
             return Ok(());
         }
         if facts.size > 0 {
-            return Err(LogError::NotEmpty(self.path.clone()));
+            return Err(LogError::NotEmpty(self.audit.log.clone()));
         }
-        open.file = file;
-        open.mid_line = false;
         if why == Opening::Removed {
             // What was torn is gone with the file; nobody could check it.
-            open.torn = Torn::default();
+            end.forget_torn();
+        } else if self.audit.fsync != Fsync::Never
+            && let Err(errno) = fdatasync(&end.file)
+        {
+            // The next file's records are of no use without the last ones here.
+            self.trouble = Some(LogError::Sync { path: self.audit.log.clone(), errno });
         }
+        end.move_to(file);
+        self.is_new = true;
+        self.rotate_at = self.audit.rotate_bytes.unwrap_or(u64::MAX);
         self.opening = Some((Timestamp::now(), why));
         Ok(())
     }
 
-    /// Writes everything that has to stand before the next record.
-    fn settle(&mut self) -> Result<(), LogError> {
-        match &self.open {
-            None => self.open = Some(Open::new(&self.path, self.run.uid)?),
-            Some(open) if open.place.facts(&open.file)?.gone => self.move_on(Opening::Removed)?,
+    /// Sets a full file aside and goes on in a new one. What goes wrong is
+    /// trouble for the operator, not for the record: the old file takes it.
+    fn rotate_if_full(&mut self) {
+        let Some(end) = self.end.as_ref().filter(|end| end.used && end.size >= self.rotate_at) else { return };
+        // Until it has grown as much again; a new file begins anew.
+        self.rotate_at = end.size.saturating_add(self.audit.rotate_bytes.unwrap_or(u64::MAX));
+        match self.set_aside().and_then(|()| self.move_on(Opening::Rotated)) {
+            Ok(()) => self.recount(),
+            Err(why) => self.trouble = Some(why),
+        }
+    }
+
+    fn set_aside(&self) -> Result<(), LogError> {
+        let (Some(place), Some(end)) = (&self.place, &self.end) else { return Ok(()) };
+        // Where the name leads elsewhere, somebody else has rotated.
+        if place.is_current(&end.file)? && !place.set_aside(end.first)? {
+            place.set_aside(end.chain.next)?;
+        }
+        Ok(())
+    }
+
+    /// Writes everything that has to stand before the next record; before the
+    /// `last` one also what would be told later.
+    fn settle(&mut self, last: bool) -> Result<(), LogError> {
+        if self.place.is_none() {
+            self.place = Some(Place::open(&self.audit.log, self.run.uid)?);
+        }
+        let Some(place) = &self.place else { return Ok(()) };
+        match &self.end {
+            None => {
+                self.end = Some(End::find(place)?);
+                self.recount();
+            }
+            Some(end) if place.facts(&end.file)?.gone => self.move_on(Opening::Removed)?,
             Some(_) => {}
         }
-        if let Some((at, why)) = self.opening {
-            self.write(at, &Body::of(&Record::LogOpened { run: self.run.clone(), why }))?;
-            self.opening = None;
-            self.files += 1;
-        }
+        self.write_opening()?;
         while let Some((at, body)) = self.ring.pop_front() {
-            if let Err(error) = self.write(at, &body) {
+            if let Err(error) = self.put(at, &body, Room::All) {
                 self.ring.push_front((at, body));
                 return Err(error);
             }
             self.ring_bytes -= body.len();
         }
+        if let Some(repeated) = self.flood.told() {
+            let now = Instant::now();
+            if last || (!self.spent && self.flood.has_room(now)) {
+                let body = Body::of(&repeated);
+                self.put(Timestamp::now(), &body, Room::All)?;
+                self.flood.pay(now, body.len());
+                self.flood.forget();
+            }
+        }
         if self.lost != Lost::default() {
-            self.write(Timestamp::now(), &Body::of(&Record::RecordsLost(self.lost)))?;
+            self.put(Timestamp::now(), &Body::of(&Record::RecordsLost(self.lost)), Room::All)?;
             self.lost = Lost::default();
+        }
+        self.remove_surplus()
+    }
+
+    fn put(&mut self, at: Timestamp, body: &Body, room: Room) -> Result<u64, LogError> {
+        self.rotate_if_full();
+        self.write_opening()?;
+        self.write(at, body, room)
+    }
+
+    fn write_opening(&mut self) -> Result<(), LogError> {
+        let Some((at, why)) = self.opening else { return Ok(()) };
+        self.write(at, &Body::of(&Record::LogOpened { run: self.run.clone(), why }), Room::All)?;
+        self.opening = None;
+        self.files += 1;
+        if let Some(end) = &mut self.end {
+            end.used = false;
         }
         Ok(())
     }
 
-    fn write(&mut self, at: Timestamp, body: &Body) -> Result<u64, LogError> {
-        let open = self.open.as_mut().ok_or_else(|| LogError::NotAFile(self.path.clone()))?;
-        open.append(at, body).map_err(|errno| LogError::Write { path: self.path.clone(), errno })
+    fn write(&mut self, at: Timestamp, body: &Body, room: Room) -> Result<u64, LogError> {
+        if !self.has_room(body, room) && self.is_count_due() {
+            self.recount();
+        }
+        if !self.has_room(body, room) {
+            self.spent = true;
+            return Err(self.no_room());
+        }
+        let end = self.end.as_mut().ok_or_else(|| LogError::NotAFile(self.audit.log.clone()))?;
+        let before = end.size;
+        let result = end.append(at, body);
+        end.used = true;
+        self.taken = self.taken.saturating_add(end.size - before);
+        result.map_err(|errno| LogError::Write { path: self.audit.log.clone(), errno })
+    }
+
+    /// Waits for the disk where the policy says so.
+    fn sync(&mut self, opens: bool) -> Result<(), LogError> {
+        let due = match self.audit.fsync {
+            Fsync::Never => false,
+            Fsync::Open => opens,
+            Fsync::Record => true,
+        };
+        let (Some(place), Some(end)) = (&self.place, self.end.as_ref().filter(|_| due)) else { return Ok(()) };
+        let synced = fdatasync(&end.file).and_then(|()| if self.is_new { place.sync() } else { Ok(()) });
+        synced.map_err(|errno| LogError::Sync { path: self.audit.log.clone(), errno })?;
+        self.is_new = false;
+        Ok(())
+    }
+
+    fn has_room(&self, body: &Body, room: Room) -> bool {
+        let most = self.audit.max_bytes.saturating_add(if room == Room::All { SPARE_BYTES } else { 0 });
+        self.taken + body.len() as u64 + CHAIN_BYTES <= most
+    }
+
+    fn no_room(&self) -> LogError {
+        LogError::Spent { path: self.audit.log.clone(), used: self.taken, max: self.audit.max_bytes }
+    }
+
+    fn is_count_due(&self) -> bool {
+        self.counted.is_none_or(|counted| counted.elapsed() >= COUNT_AGAIN)
+    }
+
+    /// Counts what the log's files take, and which of them are too many.
+    fn recount(&mut self) {
+        let Some(place) = &self.place else { return };
+        self.counted = Some(Instant::now());
+        match place.members() {
+            Ok(members) => {
+                self.taken = members.iter().map(|member| member.size).sum();
+                if self.audit.rotate_bytes.is_some() {
+                    self.surplus = rotated::surplus(members, self.audit.keep, self.audit.keep_time, SystemTime::now());
+                }
+                self.weigh();
+            }
+            Err(why) => self.trouble = Some(why),
+        }
+    }
+
+    const fn weigh(&mut self) {
+        self.spent = self.taken >= self.audit.max_bytes;
+        self.told_spent &= self.spent;
+    }
+
+    /// Removes rotated files that are too many and too old, each behind its
+    /// record.
+    fn remove_surplus(&mut self) -> Result<(), LogError> {
+        while let Some(member) = self.surplus.first().cloned() {
+            let name = member.name.to_string_lossy().into_owned();
+            self.put(Timestamp::now(), &Body::of(&Record::LogRemoved { name }), Room::All)?;
+            // A rotation may have counted anew meanwhile.
+            self.surplus.retain(|other| other.name != member.name);
+            match self.place.as_ref().map_or(Ok(()), |place| place.remove(&member)) {
+                Ok(()) => {
+                    self.taken = self.taken.saturating_sub(member.size);
+                    self.weigh();
+                }
+                Err(why) => self.trouble = Some(why),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether one more of what a host can repeat is listed. Where opens are
+    /// refused, the first is, so that the log says so itself.
+    fn admits(&mut self, body: &Body) -> bool {
+        let now = Instant::now();
+        self.spent |= !self.has_room(body, Room::Opens);
+        if !self.flood.has_room(now) || (self.spent && std::mem::replace(&mut self.told_spent, true)) {
+            return false;
+        }
+        self.flood.pay(now, body.len());
+        true
     }
 
     /// [`Log::wait`] while the log is held; a full ring is news once.
     fn hold_back(&mut self, at: Timestamp, body: Body, records: usize, bytes: usize) -> Result<Receipt, LogError> {
         let result = self.wait(at, body, records, bytes);
-        self.count(&result);
+        self.count(&result.as_ref());
         result
     }
 
@@ -322,80 +531,7 @@ impl Log {
         Ok(Receipt::Waiting)
     }
 
-    const fn count<T>(&mut self, result: &Result<T, LogError>) {
-        self.failures = if result.is_ok() { 0 } else { self.failures.saturating_add(1) };
-    }
-}
-
-/// Whether a host, or a worker that has fallen, can cause such records without
-/// end.
-const fn is_repeatable(record: &Record) -> bool {
-    matches!(
-        record,
-        Record::CommandRefused { .. }
-            | Record::OpenRefused { .. }
-            | Record::ShutdownRefused { .. }
-            | Record::Counted { .. }
-            | Record::HostConnected { .. }
-            | Record::HostDisconnected { .. }
-            | Record::HostRefused { .. }
-    )
-}
-
-impl Open {
-    fn new(path: &Path, uid: u32) -> Result<Self, LogError> {
-        let place = Place::open(path, uid)?;
-        let (file, facts) = place.append()?;
-        let Tail { chain, torn, mid_line } = place.tail(&facts)?;
-        Ok(Self { place, file, chain, torn, mid_line })
-    }
-
-    /// Appends one line, and first the newline that the file lacks. Returns the
-    /// record's number.
-    fn append(&mut self, at: Timestamp, body: &Body) -> Result<u64, Errno> {
-        let mut torn = self.torn.clone();
-        let torn_before = torn.bytes() > 0;
-        let mut out = Vec::new();
-        if self.mid_line {
-            out.push(b'\n');
-            if torn_before {
-                torn.add(b"\n");
-            }
-        }
-        let line = self.chain.seal(at, body, Some(&torn));
-        out.extend_from_slice(line.as_bytes());
-        out.push(b'\n');
-
-        let (written, error) = self.write_all(&out);
-        // A line that lacks nothing but its newline is in the file: the next
-        // write, or the next start, adds it.
-        if written + 1 >= out.len() {
-            let number = self.chain.next;
-            self.chain.advance(line.as_bytes());
-            self.torn = Torn::default();
-            self.mid_line = written < out.len();
-            return Ok(number);
-        }
-        // The newline behind a whole line belongs to that line.
-        let closing = usize::from(self.mid_line && !torn_before);
-        self.torn.add(out[..written].get(closing..).unwrap_or_default());
-        if written > 0 {
-            self.mid_line = out[written - 1] != b'\n';
-        }
-        Err(error)
-    }
-
-    /// Writes as much as the kernel takes: all in one call, but on a full disk.
-    fn write_all(&self, bytes: &[u8]) -> (usize, Errno) {
-        let mut written = 0;
-        while written < bytes.len() {
-            match (&self.file).write(&bytes[written..]) {
-                Ok(0) => return (written, Errno::ENOSPC),
-                Ok(count) => written += count,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return (written, Errno::from_raw(error.raw_os_error().unwrap_or(0))),
-            }
-        }
-        (written, Errno::UnknownErrno)
+    const fn count<T>(&mut self, result: &Result<T, &LogError>) {
+        self.failed = if result.is_ok() { 0 } else { self.failed.saturating_add(1) };
     }
 }

@@ -275,14 +275,17 @@ impl Broker {
         if let Err(why) = self.parts.log.note(record) {
             self.log_failed(&why);
         }
+        self.tell_trouble();
     }
 
     /// Writes the record that an act must have before it; whether the act may
     /// follow. A record that waits in memory is none.
     fn record_first(&mut self, record: &Record) -> bool {
-        match self.parts.log.record(record) {
+        let receipt = self.parts.log.record(record);
+        self.tell_trouble();
+        match receipt {
             Ok(Receipt::Written(_)) => true,
-            Ok(Receipt::Waiting) => false,
+            Ok(Receipt::Waiting | Receipt::Counted) => false,
             Err(why) => {
                 self.log_failed(&why);
                 false
@@ -292,10 +295,18 @@ impl Broker {
 
     fn log_failed(&self, why: &LogError) {
         if self.parts.log.failures() <= 1 {
-            self.say(
-                Level::Error,
-                &format!("audit log: {why}; opens, freezes and shutdowns are refused until it works"),
-            );
+            let refused = match why {
+                LogError::Spent { .. } => "opens are refused until then",
+                _ => "opens, freezes and shutdowns are refused until it works",
+            };
+            self.say(Level::Error, &format!("audit log: {why}; {refused}"));
+        }
+    }
+
+    /// Tells of what no record waits for: a rotation that failed.
+    fn tell_trouble(&mut self) {
+        if let Some(why) = self.parts.log.trouble() {
+            self.say(Level::Warning, &format!("audit log: {why}; records are still written"));
         }
     }
 

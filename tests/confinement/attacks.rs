@@ -42,6 +42,8 @@ pub(crate) mod held {
     pub(crate) const READ: u64 = 25;
     /// An epoll instance that is not the worker's.
     pub(crate) const EPOLL: u64 = 26;
+    /// The broker's alone: its log's directory.
+    pub(crate) const LOG: u64 = 27;
 }
 
 /// Everything of the stage: world-readable, so that the control works.
@@ -178,6 +180,7 @@ fn files() -> Vec<Row> {
         ("chroot", Reaches, libc::SYS_chroot, vec![directory]),
         ("flock", Works, libc::SYS_flock, vec![FILE, 2]),
         ("fsync", Works, libc::SYS_fsync, vec![FILE]),
+        ("fdatasync", Works, libc::SYS_fdatasync, vec![FILE]),
         ("syncfs", Works, libc::SYS_syncfs, vec![FILE]),
         ("inotify_init1", Works, libc::SYS_inotify_init1, vec![0]),
         ("inotify_add_watch", Reaches, libc::SYS_inotify_add_watch, vec![FILE, file, 2]),

@@ -8,8 +8,10 @@ use postern_core::confine::seccomp::{Rule, When};
 use super::raw::{End, attempt, call};
 use super::roles::Role;
 
-fn roles() -> [Role; 6] {
-    [Role::Worker, every_opener(), Role::Spawner, Role::broker(), Role::rebooting_broker(), Role::idle_broker()]
+fn roles() -> [Role; 7] {
+    let brokers = [Role::broker(), Role::rebooting_broker(), Role::idle_broker(), Role::rotating_broker()];
+    let [freezing, rebooting, idle, rotating] = brokers;
+    [Role::Worker, every_opener(), Role::Spawner, freezing, rebooting, idle, rotating]
 }
 
 /// An opener whose rules make every rule of the filter.

@@ -309,6 +309,62 @@ pub(crate) fn a_broker_opens_its_own_files_only() {
     assert!(!works(&rename), "its log, moved away: {rename:?}");
 }
 
+pub(crate) fn a_broker_rotates_its_own_log_only() {
+    let own = |directory: &str, name: &str| format!("{directory}/{name}");
+    let set = || {
+        for directory in [LOG, STATE] {
+            _ = fs::remove_dir_all(directory);
+            fs::create_dir_all(directory).expect("a directory of the broker's");
+        }
+        for path in [own(LOG, "a"), own(LOG, "b"), own(STATE, "a"), "/tmp/other".to_owned()] {
+            fs::write(&path, "content").expect("a file");
+            chown(&path, Some(ACCOUNT), Some(ACCOUNT)).expect("its owner");
+        }
+    };
+    let noreplace = u64::from(libc::RENAME_NOREPLACE);
+    let rename = |role: &Role, from: &str, to: &str, flags: u64| {
+        set();
+        attempt(|| role.prepare(), |()| call(libc::SYS_renameat2, &[held::LOG, text(from), held::LOG, text(to), flags]))
+    };
+    let unlink = |role: &Role, path: &str| {
+        set();
+        attempt(|| role.prepare(), |()| call(libc::SYS_unlinkat, &[held::LOG, text(path), 0]))
+    };
+    let list = |role: &Role, directory: u64| {
+        attempt(|| role.prepare(), |()| call(libc::SYS_getdents64, &[directory, room(4096), 4096]))
+    };
+    let rotating = Role::rotating_broker();
+    assert_eq!(rename(&rotating, "a", "c", noreplace), End::Back(0));
+    assert_eq!(rename(&rotating, "a", "b", noreplace), End::Back(-i64::from(libc::EEXIST)), "over another");
+    for flags in [0, u64::from(libc::RENAME_EXCHANGE), u64::from(libc::RENAME_WHITEOUT)] {
+        assert_eq!(rename(&rotating, "a", "b", flags), DEAD, "{flags}");
+    }
+    // By a name that leads out of the directory: there Landlock stands.
+    for (from, to) in [("a", "../state/b"), ("../state/a", "c"), ("a", "/tmp/a"), ("/tmp/other", "/tmp/log/own/c")] {
+        let end = rename(&rotating, from, to, noreplace);
+        assert!(matches!(end, End::Back(..0)), "{from} to {to}: {end:?}");
+    }
+    assert_eq!(unlink(&rotating, "a"), End::Back(0));
+    assert_eq!(unlink(&rotating, "/tmp/other"), EACCES);
+    // Any broker counts what its log takes, in no other directory.
+    for role in [Role::broker(), Role::idle_broker(), rotating] {
+        assert!(works(&list(&role, held::LOG)), "{role:?}");
+        assert_eq!(list(&role, held::DIRECTORY), DEAD, "{role:?}");
+        let seek = |offset: u64, whence: i32| {
+            let whence = u64::from(whence.cast_unsigned());
+            attempt(|| role.prepare(), move |()| call(libc::SYS_lseek, &[held::LOG, offset, whence]))
+        };
+        assert_eq!(seek(0, libc::SEEK_SET), End::Back(0), "{role:?}");
+        assert_eq!(seek(1, libc::SEEK_SET), DEAD, "{role:?}");
+        assert_eq!(seek(0, libc::SEEK_END), DEAD, "{role:?}");
+    }
+    // One whose policy has no rotation does none.
+    for role in [Role::broker(), Role::idle_broker()] {
+        assert_eq!(rename(&role, "a", "c", noreplace), DEAD, "{role:?}");
+        assert_eq!(unlink(&role, "a"), EACCES, "{role:?}");
+    }
+}
+
 pub(crate) fn a_broker_signals_process_1_as_its_init_wants() {
     assert_eq!(std::process::id(), 1, "process 1 here is this test, not the machine's init");
     let role = Role::broker();

@@ -14,7 +14,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 use nix::sys::stat::Mode as Permission;
 use postern_core::catalogue::Command;
-use postern_core::confine::filters::{self, BrokerNeeds, Listens, Reconnects};
+use postern_core::confine::filters::{self, BrokerNeeds, Listens, LogNeeds, Reconnects};
 use postern_core::confine::seccomp::Rule;
 use postern_core::confine::{self, BrokerPlan, ConfineError, identity};
 use postern_core::ipc::List;
@@ -40,6 +40,8 @@ pub(crate) enum Role {
 
 /// Where the broker's log is.
 pub(crate) const LOG: &str = "/tmp/own/log";
+/// Its directory, and nothing else that a policy can ask for.
+const APPENDS: LogNeeds = LogNeeds { directory: held::LOG.cast_signed() as i32, rotate: false, sync: false };
 /// Where its state is.
 pub(crate) const STATE: &str = "/tmp/own/state";
 
@@ -69,6 +71,7 @@ impl Role {
             reboots: Vec::new(),
             listens: Some(Listens::Unix),
             reconnects: vec![SYSLOG],
+            log: Some(APPENDS),
         })
     }
 
@@ -80,12 +83,19 @@ impl Role {
             reboots: vec![libc::LINUX_REBOOT_CMD_POWER_OFF, libc::LINUX_REBOOT_CMD_RESTART],
             listens: None,
             reconnects: Vec::new(),
+            log: Some(APPENDS),
         })
     }
 
     /// A broker on a port, of a policy without freeze and shutdown.
     pub(crate) fn idle_broker() -> Self {
-        Self::Broker(BrokerNeeds::default())
+        Self::Broker(BrokerNeeds { log: Some(APPENDS), ..BrokerNeeds::default() })
+    }
+
+    /// One that rotates its log and waits for the disk.
+    pub(crate) fn rotating_broker() -> Self {
+        let log = Some(LogNeeds { rotate: true, sync: true, ..APPENDS });
+        Self::Broker(BrokerNeeds { log, ..BrokerNeeds::default() })
     }
 
     /// Its filter, as this process would get it.
@@ -138,6 +148,8 @@ impl Role {
                     fs::create_dir_all(directory).expect("a directory of the broker's");
                     chown(directory, Some(ACCOUNT), Some(ACCOUNT)).expect("its owner");
                 }
+                let directory = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(LOG);
+                keep(directory.expect("the log's directory").into(), held::LOG);
                 let plan = BrokerPlan {
                     filter: needs.clone(),
                     log: Some(look(LOG)),

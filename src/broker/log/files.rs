@@ -5,24 +5,29 @@
 //!
 //! Trust: names come from the policy, objects are checked once they are open.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, open, openat};
+use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, open, openat, renameat2};
 use nix::sys::stat::{Mode, SFlag, mkdirat};
-use nix::unistd::{Gid, Uid, fchown};
-use postern_core::audit::{Chain, MAX_LINE, Torn};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fdatasync, unlinkat};
+use postern_core::audit::{Chain, MAX_LINE, Torn, sequence_of};
 use postern_core::confine::filters::{OPEN_DIRECTORY, OPEN_LOG, OPEN_OWN};
-use postern_core::sys::descriptors;
+use postern_core::sys::{descriptors, fs, listing};
 
 use super::LogError;
+use super::rotated::{self, Member};
 
 /// Bits that let others write.
 const OTHERS_WRITE: u32 = 0o022;
+
+/// How much of a line tells its number.
+const NUMBER_BYTES: usize = 128;
 
 /// How much of a log's end is read at most: the longest line that a crash can
 /// have torn, the longest whole one before it, and their newlines.
@@ -52,6 +57,8 @@ pub(super) struct Tail {
     pub(super) chain: Chain,
     pub(super) torn: Torn,
     pub(super) mid_line: bool,
+    /// Number of the file's first record; none where nothing is legible there.
+    pub(super) first: Option<u64>,
 }
 
 /// A log's directory, open, and its name in there.
@@ -76,8 +83,13 @@ impl Place {
 
     /// The log, made if it is missing.
     pub(super) fn append(&self) -> Result<(File, Facts), LogError> {
-        let file = openat(&self.directory, self.name.as_os_str(), OPEN_LOG, Mode::from_bits_truncate(0o600))
-            .map_err(|errno| not_opened(&self.path, "open audit log", errno))?;
+        let file = openat(&self.directory, self.name.as_os_str(), OPEN_LOG, Mode::from_bits_truncate(0o600)).map_err(
+            |errno| match errno {
+                // A file that would be made is not there only if its directory is not.
+                Errno::ENOENT => LogError::DirectoryGone { path: self.path.clone(), uid: self.uid },
+                _ => not_opened(&self.path, "open audit log", errno),
+            },
+        )?;
         let file = File::from(file);
         let facts = self.facts(&file)?;
         self.check(&file, &self.path)?;
@@ -91,7 +103,7 @@ impl Place {
 
     /// Where the chain of the file with these facts stands. An empty file, or
     /// one in which the first record was torn, continues the file that a
-    /// rotation left beside it as `NAME.1`.
+    /// rotation left beside it: `NAME.1`, or the youngest that we set aside.
     pub(super) fn tail(&self, facts: &Facts) -> Result<Tail, LogError> {
         let Some(log) = self.read(&self.name)? else { return Err(self.io("read", Errno::ENOENT)) };
         if !self.facts(&log)?.same_file(facts) {
@@ -101,7 +113,11 @@ impl Place {
             });
         }
         let rest = match end_of(&log, facts.size).map_err(|errno| self.io("read", errno))? {
-            End::Record(tail) => return Ok(tail),
+            End::Record(tail) => {
+                let mut start = [0; NUMBER_BYTES];
+                let count = log.read_at(&mut start, 0).unwrap_or(0);
+                return Ok(Tail { first: sequence_of(&start[..count]), ..tail });
+            }
             End::Nothing => return Err(LogError::NoRecord(self.path.clone())),
             End::Torn(rest) => rest,
         };
@@ -112,15 +128,92 @@ impl Place {
     }
 
     fn forerunner(&self) -> Result<Tail, LogError> {
-        let mut name = self.name.clone();
-        name.push(".1");
-        if let Some(file) = self.read(&name)? {
+        let mut numbered = self.name.clone();
+        numbered.push(".1");
+        let youngest = self.members()?.into_iter().filter(|member| member.first.is_some());
+        // Its own name again: what a compressor made of it cannot be continued.
+        let youngest = youngest.max_by_key(|member| member.first).and_then(|member| member.first);
+        let aside = youngest.map(|first| OsStr::from_bytes(rotated::name(&self.name, first).to_bytes()).to_owned());
+        let mut last = Tail { chain: Chain::START, torn: Torn::default(), mid_line: false, first: None };
+        for name in [Some(numbered), aside].into_iter().flatten() {
+            let Some(file) = self.read(&name)? else { continue };
             let size = self.facts(&file)?.size;
-            if let End::Record(tail) = end_of(&file, size).map_err(|errno| self.io("read the forerunner of", errno))? {
-                return Ok(tail);
+            let end = end_of(&file, size).map_err(|errno| self.io("read the forerunner of", errno))?;
+            if let End::Record(tail) = end
+                && tail.chain.next > last.chain.next
+            {
+                last = tail;
             }
         }
-        Ok(Tail { chain: Chain::START, torn: Torn::default(), mid_line: false })
+        Ok(last)
+    }
+
+    /// The number of the directory's descriptor, for the filter.
+    pub(super) fn descriptor(&self) -> RawFd {
+        self.directory.as_raw_fd()
+    }
+
+    /// The log's files, the log among them.
+    pub(super) fn members(&self) -> Result<Vec<Member>, LogError> {
+        let names = listing::names(self.directory.as_fd()).map_err(|errno| self.io("list the files of", errno))?;
+        let mut members = Vec::new();
+        for name in names.into_iter().filter(|name| rotated::is_member(&self.name, name.to_bytes())) {
+            match listing::entry(self.directory.as_fd(), &name) {
+                Ok(entry) if entry.mode & fs::TYPE == SFlag::S_IFREG.bits() => members.push(Member {
+                    first: rotated::first_of(&self.name, name.to_bytes()),
+                    name,
+                    size: entry.size,
+                    written: entry.written,
+                }),
+                // Whoever rotates or compresses beside us took it away.
+                Ok(_) | Err(Errno::ENOENT) => {}
+                Err(errno) => return Err(self.io("list the files of", errno)),
+            }
+        }
+        Ok(members)
+    }
+
+    /// Whether the log's name still leads to this file.
+    pub(super) fn is_current(&self, file: &File) -> Result<bool, LogError> {
+        let facts = self.facts(file)?;
+        match listing::entry(self.directory.as_fd(), &self.c_name()) {
+            Ok(entry) => Ok((entry.device, entry.inode) == (facts.device, facts.inode)),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(errno) => Err(self.io("look at", errno)),
+        }
+    }
+
+    /// Gives what has the log's name the name for this first record; `false`
+    /// where that is taken or nothing has the log's name.
+    pub(super) fn set_aside(&self, first: u64) -> Result<bool, LogError> {
+        let new = rotated::name(&self.name, first);
+        let flags = RenameFlags::RENAME_NOREPLACE;
+        match renameat2(&self.directory, self.name.as_os_str(), &self.directory, new.as_c_str(), flags) {
+            Ok(()) => Ok(true),
+            Err(Errno::EEXIST | Errno::ENOENT) => Ok(false),
+            Err(errno) => Err(self.io("rotate", errno)),
+        }
+    }
+
+    /// Removes a rotated file.
+    pub(super) fn remove(&self, member: &Member) -> Result<(), LogError> {
+        match unlinkat(&self.directory, member.name.as_c_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => {
+                let path = self.path.with_file_name(OsStr::from_bytes(member.name.to_bytes()));
+                Err(LogError::Io { what: "remove", path, errno })
+            }
+        }
+    }
+
+    /// Waits until the directory's names are on the disk.
+    pub(super) fn sync(&self) -> Result<(), Errno> {
+        fdatasync(&self.directory)
+    }
+
+    fn c_name(&self) -> CString {
+        // A path of the policy holds no NUL.
+        CString::new(self.name.as_bytes()).unwrap_or_default()
     }
 
     fn read(&self, name: &OsStr) -> Result<Option<File>, LogError> {
@@ -182,7 +275,7 @@ fn end_of(file: &File, size: u64) -> Result<End, Errno> {
         if let Some(chain) = Chain::after(line.strip_suffix(b"\n").unwrap_or(line)).filter(|_| begins_here) {
             let mut torn = Torn::default();
             torn.add(&bytes[end..]);
-            return Ok(End::Record(Tail { chain, torn, mid_line: bytes.last() != Some(&b'\n') }));
+            return Ok(End::Record(Tail { chain, torn, mid_line: bytes.last() != Some(&b'\n'), first: None }));
         }
         end = line_start;
     }

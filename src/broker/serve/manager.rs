@@ -20,6 +20,8 @@ pub(super) enum Standing {
     Starting,
     /// The host is, or can be, served.
     Serving,
+    /// The host is served, but nothing is opened: the log's room is spent.
+    LogSpent,
     /// The port is not there.
     NoPort,
     /// Filesystems are being frozen.
@@ -37,6 +39,7 @@ impl fmt::Display for Standing {
         match self {
             Self::Starting => f.write_str("starting"),
             Self::Serving => f.write_str("serving"),
+            Self::LogSpent => f.write_str("serving, but refusing opens: audit.max_bytes is spent, move old logs away"),
             Self::NoPort => f.write_str("waiting for the port"),
             Self::Freezing => f.write_str("freezing"),
             Self::Frozen { filesystems, since } => write!(f, "frozen: {} since {since}", Filesystems(*filesystems)),
@@ -92,6 +95,7 @@ impl Broker {
             Status::Frozen => Standing::Frozen { filesystems, since: self.frozen_since() },
             Status::Error => Standing::Stuck { filesystems },
             Status::Thawed if !self.has_channel() => Standing::NoPort,
+            Status::Thawed if self.parts.log.is_spent() => Standing::LogSpent,
             Status::Thawed => Standing::Serving,
         }
     }

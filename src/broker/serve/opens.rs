@@ -20,8 +20,18 @@ use crate::family::Child;
 use crate::launch::Fatal;
 use crate::say::Level;
 
+/// No descriptor and no effect without an earlier record.
+const fn no_record(rule: usize, resolved: Option<WirePath>) -> Refusal {
+    let why = "the audit log does not take its record";
+    Refusal { errno: Errno::EIO, by: Barrier::Audit, why, rule: Some(rule), resolved }
+}
+
 impl Broker {
     pub(super) fn act_open(&mut self, path: WirePath, mode: Mode, rule: usize, changes: bool) {
+        if let Err(why) = self.parts.log.takes_opens() {
+            self.log_failed(&why);
+            return self.refuse_open(&path, mode, no_record(rule, None));
+        }
         let handle = match self.parts.handles.give() {
             Ok(handle) => handle.cast_unsigned(),
             Err(why) => {
@@ -39,8 +49,7 @@ impl Broker {
         if changes {
             let asked = Record::OpenAsked { requested: text(path.as_slice()), mode, rule };
             if !self.record_first(&asked) {
-                self.answer(&Answer::NotOpened { errno: Errno::EIO as i32 }, None);
-                return;
+                return self.refuse_open(&path, mode, no_record(rule, None));
             }
         }
         self.opens += 1;
@@ -179,8 +188,8 @@ impl Broker {
             file: facts.clone(),
         };
         if !self.record_first(&granted) {
-            self.answer(&Answer::NotOpened { errno: Errno::EIO as i32 }, None);
-            return;
+            let refusal = no_record(facts.rule.into(), Some(facts.path.clone()));
+            return self.refuse_open(&opening.path, opening.mode, refusal);
         }
         self.files.insert(opening.handle, facts.path.clone());
         self.answer(&Answer::Opened { handle: opening.handle }, Some(&file));

@@ -21,9 +21,9 @@ use nix::fcntl::OFlag;
 
 use super::seccomp::{Rule, When, permit};
 use crate::catalogue::{Call, Command, CommandSet};
-use crate::policy::Limits;
 use crate::policy::parts::{OpenerPart, WorkerPart};
 use crate::policy::rules::{FileRule, Mode, Rights, Types};
+use crate::policy::{Audit, Fsync, Limits};
 
 /// The broker's end, in every child.
 pub const BROKER: RawFd = 3;
@@ -208,6 +208,8 @@ pub struct BrokerNeeds {
     pub listens: Option<Listens>,
     /// Whom it tells of its log's heads.
     pub reconnects: Vec<Reconnects>,
+    /// What its log takes besides appending; a broker has one.
+    pub log: Option<LogNeeds>,
 }
 
 /// A datagram socket that may be connected anew, to the name that it had.
@@ -227,6 +229,25 @@ impl Reconnects {
         let length = size_of::<libc::sa_family_t>() + path.len() + 1;
         #[expect(clippy::cast_possible_truncation, reason = "names of sockets are short: at most 110 bytes")]
         Self { socket, length: length as u32 }
+    }
+}
+
+/// What a log takes besides appending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogNeeds {
+    /// Descriptor of its directory, the same for the broker's whole life.
+    pub directory: RawFd,
+    /// Whether the broker renames the log and removes what it renamed.
+    pub rotate: bool,
+    /// Whether it waits for the disk.
+    pub sync: bool,
+}
+
+impl LogNeeds {
+    /// What `audit` asks for, with the log's directory open as `directory`.
+    #[must_use]
+    pub fn new(audit: &Audit, directory: RawFd) -> Self {
+        Self { directory, rotate: audit.rotate_bytes.is_some(), sync: audit.fsync != Fsync::Never }
     }
 }
 
@@ -312,6 +333,9 @@ pub fn broker(needs: &BrokerNeeds) -> Vec<Rule> {
             "journald or syslog, which was restarted under a new socket"
         ));
     }
+    if let Some(log) = needs.log {
+        rules.extend(broker_log(log));
+    }
     if needs.freeze {
         rules.push(permit!(ioctl, [When::Is(1, crate::sys::fs::FIFREEZE)], "freezing a filesystem"));
         rules.push(permit!(ioctl, [When::Is(1, crate::sys::fs::FITHAW)], "thawing a filesystem"));
@@ -328,6 +352,35 @@ pub fn broker(needs: &BrokerNeeds) -> Vec<Rule> {
             [When::Is(0, int(libc::LINUX_REBOOT_MAGIC1)), When::Is(2, int(command))],
             "shutting down as the policy chose"
         ));
+    }
+    rules
+}
+
+/// What a log takes besides appending. Its directory has a number, so that the
+/// broker's own mistakes reach no other; what holds a fallen broker, which can
+/// put another directory under that number, is Landlock.
+fn broker_log(needs: LogNeeds) -> Vec<Rule> {
+    let directory = int(needs.directory);
+    let mut rules = vec![
+        permit!(getdents64, [When::Is(0, directory)], "how much the log's files take together"),
+        permit!(
+            lseek,
+            [When::Is(0, directory), When::Is(1, 0), When::Is(2, int(libc::SEEK_SET))],
+            "listing the log's directory anew"
+        ),
+    ];
+    if needs.rotate {
+        rules.extend([
+            permit!(
+                renameat2,
+                [When::Is(0, directory), When::Is(2, directory), When::Is(4, libc::RENAME_NOREPLACE)],
+                "setting a full log aside under a new name, over no other file"
+            ),
+            permit!(unlinkat, [When::Is(0, directory)], "removing rotated logs that are older than the policy keeps"),
+        ]);
+    }
+    if needs.sync {
+        rules.push(permit!(fdatasync, "bringing records to the disk"));
     }
     rules
 }

@@ -217,10 +217,12 @@ pub fn broker_barriers<T, E: From<ConfineError>>(
     let BrokerPlan { filter, log, state, root, sockets } = plan;
     let mut grants = Vec::new();
     if let Some(object) = log {
-        grants.push(Grant {
-            object,
-            access: AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::ReadDir,
-        });
+        let mut access = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::ReadDir;
+        if filter.log.is_some_and(|log| log.rotate) {
+            // Renaming is removing one name and making another.
+            access |= AccessFs::RemoveFile;
+        }
+        grants.push(Grant { object, access });
     }
     if let Some(object) = state {
         let access =

@@ -63,8 +63,8 @@ pub(super) mod numbers {
         accept4 = SYS_accept4, brk = SYS_brk, capget = SYS_capget, capset = SYS_capset, clock_gettime = SYS_clock_gettime,
         clone = SYS_clone, close = SYS_close, close_range = SYS_close_range, connect = SYS_connect, dup3 = SYS_dup3, epoll_create1 = SYS_epoll_create1,
         epoll_ctl = SYS_epoll_ctl, epoll_pwait = SYS_epoll_pwait, execveat = SYS_execveat,
-        exit_group = SYS_exit_group, faccessat = SYS_faccessat, fcntl = SYS_fcntl, fstat = SYS_fstat, futex = SYS_futex,
-        getegid = SYS_getegid, geteuid = SYS_geteuid, getgid = SYS_getgid, getpeername = SYS_getpeername,
+        exit_group = SYS_exit_group, faccessat = SYS_faccessat, fcntl = SYS_fcntl, fdatasync = SYS_fdatasync, fstat = SYS_fstat, futex = SYS_futex,
+        getdents64 = SYS_getdents64, getegid = SYS_getegid, geteuid = SYS_geteuid, getgid = SYS_getgid, getpeername = SYS_getpeername,
         getpid = SYS_getpid, getrandom = SYS_getrandom,
         getresuid = SYS_getresuid, getsockopt = SYS_getsockopt, gettid = SYS_gettid,
         getuid = SYS_getuid, ioctl = SYS_ioctl, kill = SYS_kill, landlock_add_rule = SYS_landlock_add_rule,
@@ -79,7 +79,7 @@ pub(super) mod numbers {
         set_tid_address = SYS_set_tid_address, setsockopt = SYS_setsockopt, sigaltstack = SYS_sigaltstack,
         socketpair = SYS_socketpair, statx = SYS_statx, sync = SYS_sync, tgkill = SYS_tgkill,
         umask = SYS_umask, unlinkat = SYS_unlinkat, wait4 = SYS_wait4, write = SYS_write, writev = SYS_writev,
-        renameat = SYS_renameat,
+        renameat = SYS_renameat, renameat2 = SYS_renameat2,
     }
     #[cfg(target_arch = "x86_64")]
     numbers! {

@@ -7,5 +7,6 @@
 pub mod descriptors;
 pub mod fs;
 pub mod init;
+pub mod listing;
 pub mod process;
 pub mod terminal;

@@ -7,7 +7,7 @@
 use std::fmt;
 
 use postern_core::catalogue::Act;
-use postern_core::confine::filters::{self, BrokerNeeds, Listens};
+use postern_core::confine::filters::{self, BrokerNeeds, Listens, LogNeeds};
 use postern_core::confine::{caps, seccomp};
 use postern_core::policy::{Account, Channel, Policy, ShutdownMethod};
 use serde::Serialize;
@@ -63,18 +63,20 @@ pub(super) fn of(policy: &Policy) -> Vec<Process> {
             account: account(&policy.identities.broker),
             groups: Vec::new(),
             capabilities: capabilities(policy),
-            landlock: if policy.needs(Act::Freeze) {
-                "lists directories; its log and state"
-            } else {
-                "its log and state"
-            }
-            .to_owned(),
+            landlock: broker_landlock(policy),
             calls: broker_calls(policy),
         },
         child("spawner", "executes its own file".to_owned(), &filters::spawner()),
         child("opener", paths, &filters::opener(&policy.opener_part())),
         child("worker", "no path".to_owned(), &filters::worker(&policy.worker_part())),
     ]
+}
+
+/// What the broker's domain leaves it.
+fn broker_landlock(policy: &Policy) -> String {
+    let lists = if policy.needs(Act::Freeze) { "lists directories; " } else { "" };
+    let rotates = if policy.audit.rotate_bytes.is_some() { ", whose files it renames and removes," } else { "" };
+    format!("{lists}its log{rotates} and state")
 }
 
 /// The broker's capabilities. With method `auto`, which one shutdown takes is
@@ -100,7 +102,8 @@ fn calls(rules: &[seccomp::Rule]) -> Vec<Call> {
 }
 
 /// Which signal or which command shuts down depends on the init that is found
-/// at the start, so those rules are named here without their values.
+/// at the start, and the log's directory has its number from there, so those
+/// rules are named here without their values.
 fn broker_calls(policy: &Policy) -> Vec<Call> {
     let needs = BrokerNeeds {
         freeze: policy.needs(Act::Freeze) || policy.needs(Act::Thaw),
@@ -109,6 +112,7 @@ fn broker_calls(policy: &Policy) -> Vec<Call> {
             Channel::UnixListen(_) => Some(Listens::Unix),
             Channel::VsockListen(_) => Some(Listens::Vsock),
         },
+        log: Some(LogNeeds::new(&policy.audit, 0)),
         ..BrokerNeeds::default()
     };
     let mut calls = calls(&filters::broker(&needs));

@@ -335,9 +335,9 @@ pub static KEYS: [Key; 35] = [
         "rotate_bytes",
         Type::Size { min: 64 * KIB, max: 1 << 40 },
         "\"64MiB\"",
-        "Size of the log from which the broker begins a new file and gives the old one a number: `audit.jsonl.1` is \
-         the youngest. Without it the broker cannot rename or remove anything, and rotation is logrotate's, which may \
-         work beside it.",
+        "Size of the log from which the broker begins a new file and names the old one for its first record: \
+         `audit.jsonl.000000004711`. Such a file may be compressed at any time; it is never renamed again. Without it the \
+         broker cannot rename or remove anything, and rotation is logrotate's, which may work beside it.",
     ),
     Key::new(
         "audit",
