@@ -40,8 +40,8 @@ pub(crate) enum Role {
 
 /// Where the broker's log is.
 pub(crate) const LOG: &str = "/tmp/own/log";
-/// Its directory, and nothing else that a policy can ask for.
-const APPENDS: LogNeeds = LogNeeds { directory: held::LOG.cast_signed() as i32, rotate: false, sync: false };
+/// Its directory ([`held::LOG`]), and nothing that a policy has to ask for.
+const APPENDS: LogNeeds = LogNeeds { directory: 27, rotate: false, sync: false };
 /// Where its state is.
 pub(crate) const STATE: &str = "/tmp/own/state";
 
