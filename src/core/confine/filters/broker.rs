@@ -1,0 +1,217 @@
+//! The broker's filter: what every broker may call, and what a policy adds.
+//!
+//! Descriptors that have no fixed number are named by the ones that they have
+//! when the filter is made.
+
+use std::os::fd::RawFd;
+
+use super::super::seccomp::{Rule, When, permit};
+use super::{CREATE_STATE, OPEN_DIRECTORY, OPEN_LOG, OPEN_OWN, common, flags, int};
+use crate::policy::{Audit, Fsync};
+
+/// What the broker's acts come down to, under a policy and an init.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BrokerNeeds {
+    /// Whether it freezes, thaws.
+    pub freeze: bool,
+    /// Signals that it may send to PID 1.
+    pub signals: Vec<i32>,
+    /// Commands that it may give `reboot(2)`.
+    pub reboots: Vec<i32>,
+    /// Whether it listens for hosts, and on what.
+    pub listens: Option<Listens>,
+    /// Whom it tells of its log's heads.
+    pub reconnects: Vec<Reconnects>,
+    /// What its log takes besides appending; a broker has one.
+    pub log: Option<LogNeeds>,
+}
+
+/// A datagram socket that may be connected anew, to the name that it had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reconnects {
+    /// The socket, made at the start.
+    pub socket: RawFd,
+    /// Length in bytes of the address: all that a filter sees of a name.
+    pub length: u32,
+}
+
+impl Reconnects {
+    /// `socket`, to the socket that is named by this absolute path.
+    #[must_use]
+    pub const fn new(socket: RawFd, path: &'static str) -> Self {
+        // sun_family, the path, its NUL: unix(7).
+        let length = size_of::<libc::sa_family_t>() + path.len() + 1;
+        #[expect(clippy::cast_possible_truncation, reason = "names of sockets are short: at most 110 bytes")]
+        Self { socket, length: length as u32 }
+    }
+}
+
+/// What a log takes besides appending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogNeeds {
+    /// Descriptor of its directory, the same for the broker's whole life.
+    pub directory: RawFd,
+    /// Whether the broker renames the log and removes what it renamed.
+    pub rotate: bool,
+    /// Whether it waits for the disk.
+    pub sync: bool,
+}
+
+impl LogNeeds {
+    /// What `audit` asks for, with the log's directory open as `directory`.
+    #[must_use]
+    pub fn new(audit: &Audit, directory: RawFd) -> Self {
+        Self { directory, rotate: audit.rotate_bytes.is_some(), sync: audit.fsync != Fsync::Never }
+    }
+}
+
+/// What a broker listens on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listens {
+    /// A unix socket.
+    Unix,
+    /// A vsock port.
+    Vsock,
+}
+
+/// The broker's filter, for all its threads.
+#[must_use]
+pub fn broker(needs: &BrokerNeeds) -> Vec<Rule> {
+    let mut rules = common();
+    rules.extend(always());
+    rules.extend(meeting(needs));
+    rules.extend(needs.log.into_iter().flat_map(logging));
+    rules.extend(acting(needs));
+    rules
+}
+
+/// What it takes to serve a worker, whatever the policy.
+fn always() -> Vec<Rule> {
+    vec![
+        permit!(read, "signals, the engine's notes, news of /dev"),
+        permit!(write, "the log, at its end by how it was opened; stderr; waking the loop"),
+        permit!(writev, "stderr"),
+        permit!(pread64, "mountinfo, the log's last record, state files, the kernel's list of drivers"),
+        permit!(recvmsg, "asks and reports"),
+        permit!(
+            sendto,
+            "answers and orders; notes to the service manager and heads of the log, on sockets of the start"
+        ),
+        permit!(sendmsg, "handing descriptors on"),
+        permit!(ppoll, "waiting"),
+        permit!(
+            socketpair,
+            [When::Is(0, int(libc::AF_UNIX)), When::Is(1, int(libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC))],
+            "a new child's socket"
+        ),
+        permit!(
+            setsockopt,
+            [When::Is(1, int(libc::SOL_SOCKET)), When::Is(2, int(libc::SO_PASSCRED))],
+            "learning a new child's process id"
+        ),
+        permit!(futex, "between its threads"),
+        permit!(mprotect, [When::Lacks(2, int(libc::PROT_EXEC))], "memory: the C library grows a thread's heap so"),
+        permit!(sched_yield, "between its threads"),
+        permit!(clock_gettime, "the time, where the vDSO does not tell it"),
+        permit!(getrandom, "seeds of the standard library's tables"),
+        permit!(
+            openat,
+            [When::Is(2, flags(OPEN_DIRECTORY))],
+            "mountpoints, log and state directory: Landlock lets it list, no more"
+        ),
+        permit!(
+            openat,
+            [When::Is(2, flags(OPEN_OWN))],
+            "its log's last record, its state files: Landlock lets it read no other"
+        ),
+        permit!(
+            openat,
+            [When::Is(2, flags(OPEN_LOG)), When::Is(3, 0o600)],
+            "its log after a rotation, only ever at its end"
+        ),
+        permit!(openat, [When::Is(2, flags(CREATE_STATE)), When::Is(3, 0o600)], "its state files, only ever new"),
+        permit!(fstat, "whose a file is"),
+        permit!(statx, "which mount a descriptor is on; whether an unplugged port is back"),
+        permit!(renameat, "replacing a state file"),
+        permit!(unlinkat, "removing a state file"),
+        #[cfg(target_arch = "x86_64")]
+        permit!(poll, "waiting"),
+    ]
+}
+
+/// What it takes to meet hosts, and to stay connected with who hears of heads.
+fn meeting(needs: &BrokerNeeds) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    if needs.listens.is_some() {
+        rules.push(permit!(accept4, "the next host"));
+    }
+    match needs.listens {
+        Some(Listens::Unix) => rules.push(permit!(
+            getsockopt,
+            [When::Is(1, int(libc::SOL_SOCKET)), When::Is(2, int(libc::SO_PEERCRED))],
+            "who the host is"
+        )),
+        Some(Listens::Vsock) => rules.push(permit!(getpeername, "the host's context id")),
+        None => {}
+    }
+    for Reconnects { socket, length } in &needs.reconnects {
+        rules.push(permit!(
+            connect,
+            [When::Is(0, int(*socket)), When::Is(2, *length)],
+            "journald or syslog, which was restarted under a new socket"
+        ));
+    }
+    rules
+}
+
+/// What freezing and shutting down take.
+fn acting(needs: &BrokerNeeds) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    if needs.freeze {
+        rules.push(permit!(ioctl, [When::Is(1, crate::sys::fs::FIFREEZE)], "freezing a filesystem"));
+        rules.push(permit!(ioctl, [When::Is(1, crate::sys::fs::FITHAW)], "thawing a filesystem"));
+    }
+    for &signal in &needs.signals {
+        rules.push(permit!(kill, [When::Is(0, 1), When::Is(1, int(signal))], "asking init to shut down"));
+    }
+    if !needs.reboots.is_empty() {
+        rules.push(permit!(sync, "before the kernel shuts down"));
+    }
+    for &command in &needs.reboots {
+        rules.push(permit!(
+            reboot,
+            [When::Is(0, int(libc::LINUX_REBOOT_MAGIC1)), When::Is(2, int(command))],
+            "shutting down as the policy chose"
+        ));
+    }
+    rules
+}
+
+/// What a log takes besides appending. Its directory has a number, so that the
+/// broker's own mistakes reach no other; what holds a fallen broker, which can
+/// put another directory under that number, is Landlock.
+fn logging(needs: LogNeeds) -> Vec<Rule> {
+    let directory = int(needs.directory);
+    let mut rules = vec![
+        permit!(getdents64, [When::Is(0, directory)], "how much the log's files take together"),
+        permit!(
+            lseek,
+            [When::Is(0, directory), When::Is(1, 0), When::Is(2, int(libc::SEEK_SET))],
+            "listing the log's directory anew"
+        ),
+    ];
+    if needs.rotate {
+        rules.extend([
+            permit!(
+                renameat2,
+                [When::Is(0, directory), When::Is(2, directory), When::Is(4, libc::RENAME_NOREPLACE)],
+                "setting a full log aside under a new name, over no other file"
+            ),
+            permit!(unlinkat, [When::Is(0, directory)], "removing rotated logs that are older than the policy keeps"),
+        ]);
+    }
+    if needs.sync {
+        rules.push(permit!(fdatasync, "bringing records to the disk"));
+    }
+    rules
+}
