@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io;
+use std::iter;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -27,6 +28,7 @@ use postern_core::messages::{BIRTH_LIMIT, Identity, SpawnerReport};
 use postern_core::policy::Policy;
 use postern_core::sys::{descriptors, process};
 
+use crate::about::{self, Spawner};
 use crate::accounts::{self, accounts};
 use crate::arrival;
 use crate::background::{self, OwnFileError, Starter};
@@ -139,6 +141,7 @@ pub fn run(options: Options) -> Result<(), Fatal> {
 /// The start proper, and the life after it.
 fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) -> Result<(), Fatal> {
     let Options { policy, channel, verbosity, service } = options;
+    let executable = about::executable().map_err(call("reading its own executable"))?;
     let mut voice = Voice::new(verbosity, starter);
     process::name_self(c"postern-broker").map_err(call("naming the process"))?;
     // An executable that its user may not read makes a process whose memory is
@@ -172,9 +175,10 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         voice.say(Level::Warning, &format!("the service manager won't be told: NOTIFY_SOCKET: {why}"));
         Notify::default()
     });
-    let boot_id = boot_id()?;
+    let boot_id = about::line("/proc/sys/kernel/random/boot_id").map_err(call("reading the boot id"))?;
     let heads = Heads::open(&policy.audit, boot_id.clone(), &voice).map_err(call("making a socket"))?;
     let signals = watch_signals()?;
+    let passed = channel.is_none() && activated.is_some();
     let host = match (&channel, activated) {
         (None, Some(host)) => host,
         (channel, _) => {
@@ -202,8 +206,8 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         voice.say(Level::Info, &format!("init is {}", init.name()));
     }
 
-    let (family, landlock_abi) =
-        found_family(accounts.as_ref().map(|(worker, _)| accounts::identity(worker, &policy)))?;
+    let (family, spawner) = found_family(accounts.as_ref().map(|(worker, _)| accounts::identity(worker, &policy)))?;
+    let landlock_abi = spawner.standing.landlock_abi;
     voice.say(Level::Info, &format!("the kernel has Landlock ABI {landlock}; {landlock_abi} is enforced"));
 
     let known = !matches!(init, Init::Unknown);
@@ -211,19 +215,35 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
     let broker_account = accounts.as_ref().map(|(_, broker)| accounts::identity_alone(broker));
     confine::broker_identity(broker_account.as_ref(), &capabilities)?;
 
+    let handles = Handles::new(duplicate(&state)?).map_err(|why| state_failed(&policy.state, &why))?;
+    let mut plan = plan(&policy, &host, &heads, &init, privileged, needs_freeze, state)?;
+    let named = capabilities.iter().map(ToString::to_string).collect();
     let run = Run {
         version: env!("CARGO_PKG_VERSION"),
+        executable,
+        kernel: about::line("/proc/sys/kernel/osrelease").map_err(call("reading the kernel's release"))?,
         policy_digest: policy.digest,
+        policy_in_force: policy.in_force(),
+        commands: policy.commands,
+        file_rules: policy.files.len(),
+        channel: about::channel(channel.as_ref().unwrap_or(&policy.channel), passed),
         privileged,
         landlock_abi: u32::from(landlock_abi),
         boot_id,
         pid: std::process::id(),
         uid: nix::unistd::geteuid().as_raw(),
+        confinement: Vec::new(),
     };
-    let log = if remembered.is_some() { Log::start_held(&policy.audit, run) } else { Log::start(&policy.audit, run)? };
-    let handles = Handles::new(duplicate(&state)?).map_err(|why| state_failed(&policy.state, &why))?;
-    let mut plan = plan(&policy, &host, &heads, &init, privileged, needs_freeze, state)?;
+    let mut log = Log::start_held(&policy.audit, run);
     plan.filter.log = log.needs();
+    log.tell_confinement(about::confinement(&policy, accounts.as_ref(), named, &plan));
+    if remembered.is_none() {
+        log.begin()?;
+    }
+    for record in iter::once(spawner.record()).chain(remembered.as_ref().map(about::found_frozen)) {
+        // One that a full disk has no room for waits.
+        let _ = log.note(&record);
+    }
     let (confined, (engine, shutdown)) = confine::broker_barriers(plan, || -> Result<_, Fatal> {
         let engine = mounts
             .map(|mounts| Engine::start(mounts, memory, remembered))
@@ -296,8 +316,8 @@ const NO_NAMESPACE: &str = "a PID namespace of its own needs CAP_SYS_ADMIN, whic
      postern in the guest itself, or as an ordinary user";
 const EPERM: i32 = Errno::EPERM as i32;
 
-/// Starts the spawner and hears that it is confined. Returns Landlock's ABI.
-fn found_family(identity: Option<Identity>) -> Result<(Family, u8), Fatal> {
+/// Starts the spawner and hears that it is confined.
+fn found_family(identity: Option<Identity>) -> Result<(Family, Spawner), Fatal> {
     let open = |path: &str, flags| nix::fcntl::open(path, flags | OFlag::O_CLOEXEC, Mode::empty());
     let executable = open("/proc/self/exe", OFlag::O_PATH).map_err(call("opening /proc/self/exe"))?;
     let null = open("/dev/null", OFlag::O_RDWR).map_err(call("opening /dev/null"))?;
@@ -315,9 +335,9 @@ fn found_family(identity: Option<Identity>) -> Result<(Family, u8), Fatal> {
             Err(errno) => return Err(Fatal::Call("poll", errno.into())),
             Ok(_) => {}
         }
-        return match family.spawner.try_receive().map(|received| received.message) {
-            Ok(SpawnerReport::Ready { standing }) => Ok((family, standing.landlock_abi)),
-            Ok(SpawnerReport::Unconfined { why }) => Err(Fatal::Unconfined { who: "spawner", why: why.to_text() }),
+        return match family.spawner.try_receive().map(|received| (received.message, received.sender)) {
+            Ok((SpawnerReport::Ready { standing }, sender)) => Ok((family, Spawner { standing, sender })),
+            Ok((SpawnerReport::Unconfined { why }, _)) => Err(Fatal::Unconfined { who: "spawner", why: why.to_text() }),
             Ok(_) => Err(Fatal::Spawner("spoke nonsense")),
             Err(_) => Err(Fatal::Spawner("ended at its start")),
         };
@@ -331,11 +351,6 @@ fn watch_signals() -> Result<SignalFd, Fatal> {
     }
     watched.thread_block().map_err(call("blocking signals"))?;
     SignalFd::with_flags(&watched, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(call("signalfd"))
-}
-
-fn boot_id() -> Result<String, Fatal> {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(call("reading the boot id"))?;
-    Ok(text.trim_ascii().to_owned())
 }
 
 fn plan(

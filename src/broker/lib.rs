@@ -7,6 +7,7 @@
 //! good as its confinement.
 #![forbid(unsafe_code)]
 
+mod about;
 mod accounts;
 mod arrival;
 mod background;

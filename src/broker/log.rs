@@ -28,7 +28,7 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::unistd::fdatasync;
-use postern_core::audit::{Body, Chain, Hash, Lost, Opening, Record, Run, Timestamp};
+use postern_core::audit::{Body, Chain, Confinement, Hash, Lost, Opening, Record, Run, Timestamp};
 use postern_core::confine::filters::LogNeeds;
 use postern_core::policy::{Audit, Fsync};
 
@@ -118,10 +118,21 @@ impl Log {
     /// `log-opened`.
     pub fn start(audit: &Audit, run: Run) -> Result<Self, LogError> {
         let mut log = Self::start_held(audit, run);
-        log.held = false;
-        log.settle(false)?;
-        log.sync(false)?;
+        log.begin()?;
         Ok(log)
+    }
+
+    /// Opens a log of [`Log::start_held`] that nothing has to be held back from.
+    pub fn begin(&mut self) -> Result<(), LogError> {
+        self.held = false;
+        self.settle(false)?;
+        self.sync(false)
+    }
+
+    /// Says what `log-opened` tells of the confinement, which depends on
+    /// [`Log::needs`].
+    pub fn tell_confinement(&mut self, confinement: Vec<Confinement>) {
+        self.run.confinement = confinement;
     }
 
     /// A log that touches no file before [`Log::release`]: for a start that

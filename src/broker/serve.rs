@@ -38,6 +38,7 @@ use crate::say::{Level, Voice};
 use crate::shutdown::Shutdown;
 use clocks::FAREWELL;
 use manager::Standing;
+use opens::Held;
 
 /// What the launch put together.
 #[derive(Debug)]
@@ -104,8 +105,8 @@ pub(crate) struct Broker {
     stillborn: u32,
     /// What is known of why the next child is let go of.
     last_words: Option<audit::Text>,
-    /// The worker's open files: their resolved paths.
-    files: BTreeMap<u64, WirePath>,
+    /// The worker's open files.
+    files: BTreeMap<u64, Held>,
     opening: Option<Opening>,
     opens: u64,
     /// Which freeze command runs; for the record of its end.

@@ -184,6 +184,10 @@ record! {
     pub struct Standing {
         /// Landlock's ABI as enforced.
         pub landlock_abi: u8,
+        /// Number of rules of its filter.
+        pub filter_rules: u16,
+        /// Digest of these rules; see `confine::seccomp::digest`.
+        pub filter_digest: [u8; 32],
         /// Optional rules whose path was not there, by number.
         pub missing: List<u16, 1024>,
     }
@@ -364,8 +368,8 @@ frames! {
         1 Ready { standing: Standing },
         /// Could not be confined.
         2 Unconfined { why: Text },
-        /// The file.
-        3 Opened { id: u64, facts: Facts } + fd,
+        /// The file, and a look at it (`O_PATH`) for the broker to keep.
+        3 Opened { id: u64, facts: Facts } + fds,
         /// No file: error number, who stopped it, and the path that the
         /// kernel resolved, if it got so far.
         4 NotOpened { id: u64, errno: i32, by: Barrier, resolved: Option<WirePath> },

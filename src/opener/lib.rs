@@ -21,7 +21,7 @@ use postern_core::messages::{OpenerOrder, OpenerReport, Text, WirePath};
 use postern_core::policy::parts::OpenerPart;
 use postern_core::sys::{descriptors, process};
 
-use open::Opener;
+use open::{Opened, Opener};
 
 type Broker = Pipe<OpenerReport, OpenerOrder>;
 
@@ -81,7 +81,9 @@ fn serve(broker: &mut Broker, opener: &Opener, confined: &Confined) -> End {
             Ok(_) | Err(_) => return End::BrokerBroken,
         };
         let sent = match opener.open(path.as_path(), mode) {
-            Ok((file, facts)) => broker.send(&OpenerReport::Opened { id, facts }, Some(file.as_fd())),
+            Ok(Opened { file, look, facts }) => {
+                broker.send_two(&OpenerReport::Opened { id, facts }, file.as_fd(), look.as_fd())
+            }
             Err(refusal) => {
                 let resolved = refusal.resolved.as_deref().and_then(WirePath::from_path);
                 let report = OpenerReport::NotOpened { id, errno: refusal.errno as i32, by: refusal.by, resolved };

@@ -40,6 +40,18 @@ impl Refusal {
     }
 }
 
+/// An opened file.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    /// For the worker.
+    pub(crate) file: OwnedFd,
+    /// The same object, `O_PATH`: for the broker, which can ask how it stands and
+    /// do nothing else with it.
+    pub(crate) look: OwnedFd,
+    /// What it is.
+    pub(crate) facts: Facts,
+}
+
 /// The rules, and `/proc/self/fd`.
 #[derive(Debug)]
 pub(crate) struct Opener {
@@ -52,10 +64,10 @@ impl Opener {
         Self { part, proc_self_fd }
     }
 
-    pub(crate) fn open(&self, path: &Path, mode: Mode) -> Result<(OwnedFd, Facts), Refusal> {
+    pub(crate) fn open(&self, path: &Path, mode: Mode) -> Result<Opened, Refusal> {
         for _ in 0..TRIES {
             match openat(AT_FDCWD, path, LOOK, Permissions::empty()) {
-                Ok(object) => return self.open_existing(&object, mode),
+                Ok(object) => return self.open_existing(object, mode),
                 Err(Errno::ENOENT) if mode.creates() => match self.create(path, mode) {
                     // Somebody made it in between, or a link dangles: look again.
                     Err(Refusal { errno: Errno::EEXIST, .. }) => {}
@@ -67,9 +79,9 @@ impl Opener {
         Err(Refusal::kernel(Errno::ELOOP))
     }
 
-    fn open_existing(&self, object: &OwnedFd, mode: Mode) -> Result<(OwnedFd, Facts), Refusal> {
-        let path = self.resolved(object)?;
-        let stat = stat(object)?;
+    fn open_existing(&self, look: OwnedFd, mode: Mode) -> Result<Opened, Refusal> {
+        let path = self.resolved(&look)?;
+        let stat = stat(&look)?;
         if stat.links == 0 {
             // Its name is gone since it was looked at, and with it its path.
             return Err(Refusal::kernel(Errno::ENOENT));
@@ -78,14 +90,14 @@ impl Opener {
         if let Err(errno) = self.ask_type(rule, stat.mode) {
             return Err(Refusal::opener(errno, path));
         }
-        let number = object.as_raw_fd().to_string();
+        let number = look.as_raw_fd().to_string();
         let file = openat(&self.proc_self_fd, number.as_str(), filters::reopen_flags(mode), Permissions::empty())
             .map_err(|errno| Refusal { errno, by: Barrier::Kernel, resolved: Some(path.clone()) })?;
         let facts = Self::facts(&file, path, rule, false)?;
-        Ok((file, facts))
+        Ok(Opened { file, look, facts })
     }
 
-    fn create(&self, path: &Path, mode: Mode) -> Result<(OwnedFd, Facts), Refusal> {
+    fn create(&self, path: &Path, mode: Mode) -> Result<Opened, Refusal> {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(Refusal::kernel(Errno::EISDIR));
         };
@@ -104,8 +116,10 @@ impl Opener {
         // The directory may have been moved since: what counts is where the
         // file is now.
         let resolved = self.resolved(&file)?;
+        let number = file.as_raw_fd().to_string();
+        let look = openat(&self.proc_self_fd, number.as_str(), LOOK, Permissions::empty()).map_err(Refusal::kernel)?;
         let facts = Self::facts(&file, resolved, rule, true)?;
-        Ok((file, facts))
+        Ok(Opened { file, look, facts })
     }
 
     /// The number of the rule that allows the resolved path.

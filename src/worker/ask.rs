@@ -242,7 +242,7 @@ fn note(received: Received<Answer>) -> Result<Note, Box<Received<Answer>>> {
         (Answer::Frozen { frozen }, None) => Note::Frozen(frozen),
         (Answer::End {}, None) => Note::End,
         (message, descriptor) => {
-            return Err(Box::new(Received { message, descriptor, sender: received.sender }));
+            return Err(Box::new(Received { message, descriptor, second: None, sender: received.sender }));
         }
     })
 }

@@ -118,6 +118,7 @@ fn the_table_holds_every_command_and_agrees_with_its_audit_class() {
 fn the_table_names_only_records_that_there_are() {
     let mut records = samples::all(b"/srv/a");
     records.extend(Command::all().map(|command| Record::CommandRefused {
+        child: 1,
         command: command.name().into(),
         because: postern_core::messages::Denial::Policy,
     }));

@@ -35,7 +35,13 @@ pub(crate) fn stopped(reason: &str) -> Record {
 }
 
 pub(crate) fn thawed() -> Record {
-    Record::Thawed { cause: ThawCause::Host, count: 1, mounts: Mounts::default(), failed: Mounts::default() }
+    Record::Thawed {
+        cause: ThawCause::Host,
+        child: None,
+        count: 1,
+        mounts: Mounts::default(),
+        failed: Mounts::default(),
+    }
 }
 
 pub(crate) fn records(path: &Path) -> Vec<Value> {
@@ -217,7 +223,7 @@ fn a_full_ring_counts_what_it_loses_and_keeps_a_place_for_the_thaw() {
     // A command that is refused while frozen is noted, not recorded; and what
     // is listed of a flood of them leaves most of the ring to others.
     log.hold();
-    let denied = Record::CommandRefused { command: Text::from("flood"), because: Denial::WhileFrozen };
+    let denied = Record::CommandRefused { child: 1, command: Text::from("flood"), because: Denial::WhileFrozen };
     let receipts: Vec<Receipt> = (0..2 * RING_RECORDS).map(|_| log.note(&denied).expect("taken in")).collect();
     let kept = receipts.iter().filter(|&&receipt| receipt == Receipt::Waiting).count();
     assert!(kept > RING_RECORDS / 4 && kept < RING_RECORDS, "{kept}");
@@ -296,7 +302,7 @@ fn a_torn_line_is_explained_by_the_next_start() {
     for keep in [1, 20, full.len() - 2, full.len() - 1, full.len() + 1, 2 * full.len() - 30] {
         let place = place();
         let mut log = open(&place.path);
-        log.record(&stopped(&"long".repeat(100))).expect("written");
+        log.record(&stopped(&"long".repeat(1000))).expect("written");
         drop(log);
         let bytes = fs::read(&place.path).expect("readable");
         let file = OpenOptions::new().write(true).open(&place.path).expect("opens");

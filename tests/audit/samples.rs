@@ -2,7 +2,8 @@
 
 use nix::errno::Errno;
 use postern_core::audit::{
-    Closing, End, Lost, Mounts, Opening, Peer, Record, Role, Run, TEXT_MAX, Text, ThawCause, Timestamp,
+    After, Closing, Confinement, End, Lost, Mounts, Opening, Peer, Record, Role, Run, Stands, TEXT_MAX, Text,
+    ThawCause, Timestamp,
 };
 use postern_core::catalogue::Command;
 use postern_core::ipc::Bytes;
@@ -14,13 +15,42 @@ use postern_core::policy::{ShutdownMethod, ShutdownMode};
 pub(crate) fn run() -> Run {
     Run {
         version: "0.1.0",
+        executable: Some([0xe1; 32]),
+        kernel: "6.1.0-32-amd64".to_owned(),
         policy_digest: [0xab; 32],
+        policy_in_force: [0xac; 32],
+        commands: Command::all().collect(),
+        file_rules: 3,
+        channel: Text::from("unix-listen:/run/host.sock"),
         privileged: false,
         landlock_abi: 7,
         boot_id: "7f0c2c9e-6f0c-4f6f-8d6f-0d3c8a3f0b11".to_owned(),
         pid: std::process::id(),
         uid: nix::unistd::geteuid().as_raw(),
+        confinement: ["broker", "spawner", "opener", "worker"].map(confinement).to_vec(),
     }
+}
+
+fn confinement(name: &'static str) -> Confinement {
+    Confinement {
+        name,
+        uid: 990,
+        gid: 990,
+        groups: vec![4, u32::MAX],
+        capabilities: vec!["CAP_SYS_ADMIN".to_owned()],
+        landlock: "no path",
+        filter_rules: 30,
+        filter_digest: [0xfd; 32],
+    }
+}
+
+/// A run as its log says it where the channel's path and little else is known.
+fn strange_run(text: &[u8]) -> Run {
+    Run { executable: None, channel: Text::new(text), commands: Command::all().take(0).collect(), ..run() }
+}
+
+fn stands(missing: Mounts) -> Stands {
+    Stands { landlock_abi: 7, filter_rules: 30, filter_digest: [0xfd; 32], missing }
 }
 
 fn facts(path: &[u8], rule: u16) -> Facts {
@@ -49,7 +79,7 @@ pub(crate) fn all(text: &[u8]) -> Vec<Record> {
     let mut records = vec![
         Record::LogOpened { run: run(), why: Opening::Started },
         Record::LogOpened { run: run(), why: Opening::Rotated },
-        Record::LogOpened { run: run(), why: Opening::Removed },
+        Record::LogOpened { run: strange_run(text), why: Opening::Removed },
         Record::Stopped { reason: own() },
         Record::HostConnected { peer },
         Record::HostConnected { peer: None },
@@ -57,6 +87,7 @@ pub(crate) fn all(text: &[u8]) -> Vec<Record> {
         Record::HostDisconnected { peer },
         Record::HostDisconnected { peer: None },
         Record::OpenRefused {
+            child: 1,
             requested: own(),
             mode: Mode::Read,
             by: Barrier::Broker,
@@ -66,29 +97,53 @@ pub(crate) fn all(text: &[u8]) -> Vec<Record> {
             resolved: None,
         },
         Record::FileClosed {
+            child: 1,
             handle: 1000,
             why: Closing::Host,
             path: own(),
+            after: Some(After { size: u64::MAX, mtime: Timestamp::MAX, changed: true }),
             used: Some(Use { read: 1, written: 2, calls: 3 }),
         },
-        Record::FileClosed { handle: u64::MAX, why: Closing::WorkerDied, path: own(), used: None },
-        Record::FileClosed { handle: 1001, why: Closing::Stopping, path: own(), used: None },
-        Record::FreezeAsked { command: freeze, mounts: Mounts::default() },
-        Record::FreezeAsked { command: list, mounts: mounts() },
-        Record::FreezeDone { command: list, count: 3, mounts: mounts() },
-        Record::FreezeFailed { command: freeze, mount: own(), reason: own(), errno: Some(Errno::EIO) },
-        Record::FreezeFailed { command: freeze, mount: own(), reason: own(), errno: None },
-        Record::FreezeDone { command: freeze, count: 1, mounts: mounts() },
-        Record::Thawed { cause: ThawCause::Host, count: 3, mounts: mounts(), failed: mounts() },
-        Record::Thawed { cause: ThawCause::Host, count: 5000, mounts: too_many(), failed: too_many() },
-        Record::ShutdownRefused { mode: own(), reason: own() },
-        Record::ProcessStarted { role: Role::Worker, child: 1, pid: Some(77), uid: 990 },
-        Record::ProcessStarted { role: Role::Spawner, child: 0, pid: None, uid: 990 },
+        Record::FileClosed {
+            child: 1,
+            handle: u64::MAX,
+            why: Closing::WorkerDied,
+            path: own(),
+            after: Some(After { size: 0, mtime: Timestamp::MIN, changed: false }),
+            used: None,
+        },
+        Record::FileClosed { child: 1, handle: 1001, why: Closing::Stopping, path: own(), after: None, used: None },
+        Record::FreezeAsked { child: 1, command: freeze, mounts: Mounts::default() },
+        Record::FreezeAsked { child: 1, command: list, mounts: mounts() },
+        Record::FreezeDone { command: list, count: 3, mounts: mounts(), left_out: Vec::new() },
+        Record::FreezeFailed { command: freeze, mount: own(), reason: own(), errno: Some(Errno::EIO), left: mounts() },
+        Record::FreezeFailed { command: freeze, mount: own(), reason: own(), errno: None, left: Mounts::default() },
+        Record::FreezeFailed { command: freeze, mount: own(), reason: own(), errno: None, left: too_many() },
+        Record::FreezeDone { command: freeze, count: 1, mounts: mounts(), left_out: vec![(own(), "covered")] },
+        Record::FreezeDone {
+            command: freeze,
+            count: 5000,
+            mounts: too_many(),
+            left_out: (0..5000).map(|_| (own(), "frozen-by-others")).collect(),
+        },
+        Record::FoundFrozen { since: Timestamp::UNIX_EPOCH, count: 5000, mounts: too_many() },
+        Record::Thawed { cause: ThawCause::Host, child: Some(1), count: 3, mounts: mounts(), failed: mounts() },
+        Record::Thawed { cause: ThawCause::Host, child: None, count: 5000, mounts: too_many(), failed: too_many() },
+        Record::ShutdownRefused { child: 1, mode: own(), reason: own() },
+        Record::ProcessStarted { role: Role::Worker, child: 1, pid: Some(77), uid: 990, stands: stands(too_many()) },
+        Record::ProcessStarted { role: Role::Opener, child: 2, pid: Some(7), uid: 990, stands: stands(mounts()) },
+        Record::ProcessStarted {
+            role: Role::Spawner,
+            child: 0,
+            pid: None,
+            uid: 990,
+            stands: stands(Mounts::default()),
+        },
         Record::ProcessDied { role: Role::Worker, child: 1, end: End::Signalled(31), reason: None },
         Record::ProcessDied { role: Role::Opener, child: 2, end: End::Exited(101), reason: Some(own()) },
         Record::ProcessDied { role: Role::Spawner, child: 0, end: End::Unknown, reason: None },
         Record::MalformedFrame { role: Role::Worker, child: 1, reason: own() },
-        Record::Counted { counts: Command::all().map(|command| (command, u64::MAX)).collect() },
+        Record::Counted { child: 1, counts: Command::all().map(|command| (command, u64::MAX)).collect() },
         Record::Repeated {
             counts: Command::all().map(|command| (command.name(), u64::MAX)).chain([("host-connected", 1)]).collect(),
             since: Timestamp::UNIX_EPOCH,
@@ -99,12 +154,14 @@ pub(crate) fn all(text: &[u8]) -> Vec<Record> {
         Record::RecordsLost(Lost { ring: 0, unwritten: 1, errno: Some(Errno::ENOSPC) }),
     ];
     for mode in Mode::ALL {
-        records.push(Record::OpenAsked { requested: own(), mode, rule: 0 });
-        records.push(Record::OpenGranted { requested: own(), mode, handle: 1000, file: facts(path, u16::MAX) });
+        records.push(Record::OpenAsked { child: 1, requested: own(), mode, rule: 0 });
+        let (file, mtime) = (facts(path, u16::MAX), Timestamp::UNIX_EPOCH);
+        records.push(Record::OpenGranted { child: 1, requested: own(), mode, handle: 1000, file, mtime });
     }
     for &by in Barrier::ALL {
         let (rule, errno, resolved) = (Some(3), Some(Errno::EACCES), Some(own()));
         records.push(Record::OpenRefused {
+            child: 1,
             requested: own(),
             mode: Mode::Write,
             by,
@@ -115,16 +172,22 @@ pub(crate) fn all(text: &[u8]) -> Vec<Record> {
         });
     }
     for because in [Denial::Policy, Denial::WhileFrozen, Denial::NotOffered, Denial::Unknown] {
-        records.push(Record::CommandRefused { command: own(), because });
-        records.push(Record::CommandRefused { command: Text::from("guest-exec"), because });
+        records.push(Record::CommandRefused { child: 1, command: own(), because });
+        records.push(Record::CommandRefused { child: 1, command: Text::from("guest-exec"), because });
     }
-    for cause in [ThawCause::TimeLimit, ThawCause::Stopping, ThawCause::FreezeFailed, ThawCause::Remembered] {
-        records.push(Record::Thawed { cause, count: 0, mounts: Mounts::default(), failed: Mounts::default() });
+    for cause in [ThawCause::TimeLimit, ThawCause::Stopping] {
+        records.push(Record::Thawed {
+            cause,
+            child: None,
+            count: 0,
+            mounts: Mounts::default(),
+            failed: Mounts::default(),
+        });
     }
     for (mode, method) in
         ShutdownMode::ALL.into_iter().zip([ShutdownMethod::Init, ShutdownMethod::Kernel, ShutdownMethod::Auto])
     {
-        records.push(Record::ShutdownAsked { mode, method });
+        records.push(Record::ShutdownAsked { child: 1, mode, method });
         records.push(Record::ShutdownFailed { mode, method, errno: Errno::EPERM });
     }
     records

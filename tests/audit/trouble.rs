@@ -56,7 +56,7 @@ fn fill(path: &Path, megabyte: usize) {
 }
 
 fn asked() -> Record {
-    Record::OpenAsked { requested: Text::from("/srv/a"), mode: Mode::Write, rule: 0 }
+    Record::OpenAsked { child: 1, requested: Text::from("/srv/a"), mode: Mode::Write, rule: 0 }
 }
 
 /// Writes until it no longer goes.

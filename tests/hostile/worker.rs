@@ -189,7 +189,9 @@ const DEATHS: &[Script] = &[
 ];
 
 fn ready() -> Ask {
-    Ask::Ready { standing: Standing { landlock_abi: 7, missing: List::default() } }
+    Ask::Ready {
+        standing: Standing { landlock_abi: 7, filter_rules: 9, filter_digest: [0; 32], missing: List::default() },
+    }
 }
 
 /// Plays the first worker: plays its script, then waits to be killed.

@@ -48,7 +48,14 @@ fn command() -> impl Strategy<Value = Command> + Clone {
 }
 
 fn standing() -> impl Strategy<Value = Standing> {
-    (any::<u8>(), list(any::<u16>())).prop_map(|(landlock_abi, missing)| Standing { landlock_abi, missing })
+    (any::<u8>(), any::<u16>(), any::<[u8; 32]>(), list(any::<u16>())).prop_map(
+        |(landlock_abi, filter_rules, filter_digest, missing)| Standing {
+            landlock_abi,
+            filter_rules,
+            filter_digest,
+            missing,
+        },
+    )
 }
 
 fn used() -> impl Strategy<Value = Use> {

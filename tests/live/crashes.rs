@@ -77,6 +77,7 @@ fn a_killed_broker_is_followed_by_one_that_thaws() {
             // What the first one held back died with it; what the second one
             // held back did not.
             "log-opened (started)",
+            "found-frozen /other /disk (an earlier run froze these, or was about to)",
             "host-connected",
             "host-disconnected",
             "host-connected",

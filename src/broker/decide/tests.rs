@@ -83,6 +83,10 @@ fn open(path: &str, mode: Mode) -> Ask {
     Ask::Open { path: WirePath::new(path.as_bytes()).expect("a path"), mode }
 }
 
+fn standing() -> Standing {
+    Standing { landlock_abi: 7, filter_rules: 30, filter_digest: [0; 32], missing: List::default() }
+}
+
 /// Every kind of ask, and of those with choices each.
 fn asks() -> Vec<Ask> {
     let text = || Text::cut(b"text");
@@ -90,7 +94,7 @@ fn asks() -> Vec<Ask> {
         List::new(paths.iter().map(|path| WirePath::cut(path.as_bytes())).collect()).expect("a short list")
     };
     let mut asks = vec![
-        Ask::Ready { standing: Standing { landlock_abi: 7, missing: List::default() } },
+        Ask::Ready { standing: standing() },
         Ask::Unconfined { why: text() },
         Ask::Panicked { message: text() },
         Ask::Closed { handle: 1000, used: Use { read: 0, written: 0, calls: 0 } },

@@ -122,6 +122,18 @@ pub enum Reason {
     FrozenByOthers,
 }
 
+impl Reason {
+    /// As a record has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Covered => "covered",
+            Self::NotSupported => "not-supported",
+            Self::FrozenByOthers => "frozen-by-others",
+        }
+    }
+}
+
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let why = match self.reason {

@@ -103,11 +103,12 @@ impl Broker {
             Ask::Port {} => self.port_fetched(received.descriptor),
             Ask::NoPort { errno } => self.port_not_fetched(Errno::from_raw(errno)),
             Ask::Denied { command, why } => {
-                self.note(&Record::CommandRefused { command: text(command.as_slice()), because: why });
+                let child = self.worker_number();
+                self.note(&Record::CommandRefused { child, command: text(command.as_slice()), because: why });
             }
             Ask::Counted { commands } => {
                 let counts = commands.as_slice().iter().map(|count| (count.command, count.times)).collect();
-                self.note(&Record::Counted { counts });
+                self.note(&Record::Counted { child: self.worker_number(), counts });
             }
             Ask::Open { .. } | Ask::Freeze { .. } | Ask::Thaw {} | Ask::Status {} | Ask::Shutdown { .. } => {}
         }
@@ -142,7 +143,8 @@ impl Broker {
             (Decision::Refuse(why), ask) => {
                 if let Ask::Shutdown { mode } = ask {
                     let mode = text(mode.name().as_bytes());
-                    self.note(&Record::ShutdownRefused { mode, reason: text(why.as_bytes()) });
+                    let (child, reason) = (self.worker_number(), text(why.as_bytes()));
+                    self.note(&Record::ShutdownRefused { child, mode, reason });
                 }
                 self.refuse(why);
             }
@@ -151,19 +153,19 @@ impl Broker {
     }
 
     fn act_shutdown(&mut self, mode: ShutdownMode) {
-        let method = self.parts.policy.shutdown.method;
+        let (child, method) = (self.worker_number(), self.parts.policy.shutdown.method);
         let planned = match self.parts.shutdown.plan(mode) {
             Ok(planned) => planned,
             Err(why) => {
                 let reason = text(why.to_string().as_bytes());
-                self.note(&Record::ShutdownRefused { mode: text(mode.name().as_bytes()), reason });
+                self.note(&Record::ShutdownRefused { child, mode: text(mode.name().as_bytes()), reason });
                 return self.refuse(match why {
                     shutdown::Refusal::Mode(_) => "the guest's policy does not allow this mode",
                     shutdown::Refusal::UnknownInit => "the guest's init is not one that can be asked",
                 });
             }
         };
-        if !self.record_first(&Record::ShutdownAsked { mode, method }) {
+        if !self.record_first(&Record::ShutdownAsked { child, mode, method }) {
             return self.refuse("the audit log takes no records");
         }
         self.say(Level::Notice, &format!("the host asks for {}", mode.name()));

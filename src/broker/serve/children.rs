@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use nix::errno::Errno;
-use postern_core::audit::{Closing, End, Record};
+use postern_core::audit::{Closing, End, Record, Stands};
 use postern_core::ipc::{Frame, ReceiveError, Sender};
 use postern_core::messages::{Answer, Barrier, Role, SpawnerReport, Standing};
 
@@ -159,8 +159,8 @@ impl Broker {
         self.owes_thaw = false;
         self.opening = None;
         let why = if self.stopping.is_some() { Closing::Stopping } else { Closing::WorkerDied };
-        for (handle, path) in std::mem::take(&mut self.files) {
-            self.note(&Record::FileClosed { handle, why, path: text(path.as_slice()), used: None });
+        for (handle, held) in std::mem::take(&mut self.files) {
+            self.note(&held.closed(worker.id, handle, why, None));
         }
     }
 
@@ -194,10 +194,19 @@ impl Broker {
             }
         }
         let (pid, uid) = sender.map_or((0, 0), |sender| (sender.pid, sender.uid));
-        self.note(&Record::ProcessStarted { role: role_of.into(), child, pid: Some(pid.cast_unsigned()), uid });
+        let stands = self.stands(standing);
+        let pid = Some(pid.cast_unsigned());
+        self.note(&Record::ProcessStarted { role: role_of.into(), child, pid, uid, stands });
         if role_of == Role::Worker {
             self.say(Level::Info, "ready");
         }
+    }
+
+    /// What a child says of its own barriers, for its record.
+    fn stands(&self, standing: &Standing) -> Stands {
+        let rules = &self.parts.policy.files;
+        let missing = standing.missing.as_slice().iter().filter_map(|&rule| rules.get(usize::from(rule)));
+        Stands::of(standing, missing.map(|rule| rule.path.as_path()))
     }
 
     /// Trust: who connects is hostile; who they are is the kernel's word.

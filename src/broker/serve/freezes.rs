@@ -21,7 +21,8 @@ use crate::say::{Filesystems, Level};
 impl Broker {
     pub(super) fn act_freeze(&mut self, command: Command, only: Option<Vec<PathBuf>>) {
         let named: Mounts = only.iter().flatten().map(|path| path_text(path)).collect();
-        if !self.record_first(&Record::FreezeAsked { command, mounts: named }) {
+        let child = self.worker_number();
+        if !self.record_first(&Record::FreezeAsked { child, command, mounts: named }) {
             return self.refuse("the audit log takes no records");
         }
         // From here to the last thaw nothing goes to any disk.
@@ -37,7 +38,8 @@ impl Broker {
             Some(Err(why)) => {
                 let why = why.to_string();
                 let reason = text(why.as_bytes());
-                self.note(&Record::FreezeFailed { command, mount: text(b""), reason, errno: None });
+                let left = Mounts::default();
+                self.note(&Record::FreezeFailed { command, mount: text(b""), reason, errno: None, left });
                 self.release_if_thawed();
                 self.refuse(&why);
             }
@@ -75,7 +77,8 @@ impl Broker {
         for note in notes {
             self.say(Level::Notice, &format!("freeze: {note}"));
         }
-        self.note(&Record::FreezeDone { command, count, mounts: mounts(filesystems) });
+        let left_out = notes.iter().map(|note| (path_text(&note.mountpoint), note.reason.name())).collect();
+        self.note(&Record::FreezeDone { command, count, mounts: mounts(filesystems), left_out });
         self.answer(&Answer::FreezeDone { count }, None);
     }
 
@@ -87,7 +90,8 @@ impl Broker {
             self.say(Level::Error, &format!("after a failed freeze: {one}"));
         }
         let (mount, errno) = (failure.mountpoint().map_or_else(|| text(b""), path_text), failure.errno());
-        self.note(&Record::FreezeFailed { command, mount, reason: text(why.as_bytes()), errno });
+        let left = left.iter().filter_map(Failure::mountpoint).map(path_text).collect();
+        self.note(&Record::FreezeFailed { command, mount, reason: text(why.as_bytes()), errno, left });
         self.answer(&Answer::FreezeFailed { why: Text::cut(why.as_bytes()) }, None);
     }
 
@@ -99,7 +103,9 @@ impl Broker {
             Why::Ending => ThawCause::Stopping,
         };
         let failed = left.iter().filter_map(Failure::mountpoint).map(path_text).collect();
-        self.note(&Record::Thawed { cause, count, mounts: mounts(filesystems), failed });
+        // A worker that asked and died meanwhile is owed nothing any more.
+        let child = self.worker.as_ref().filter(|_| self.owes_thaw).map(|worker| worker.id);
+        self.note(&Record::Thawed { cause, child, count, mounts: mounts(filesystems), failed });
         if why == Why::TimeLimit {
             self.say(
                 Level::Warning,

@@ -8,11 +8,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use nix::errno::Errno;
-use postern_core::audit::{self, Closing, Record};
+use postern_core::audit::{self, After, Closing, Record, Timestamp};
 use postern_core::ipc::ReceiveError;
 use postern_core::messages::{Answer, Barrier, Facts, OpenerOrder, OpenerReport, Role, Use, WirePath};
 use postern_core::policy::rules::{Mode, Types};
-use postern_core::sys::fs;
+use postern_core::sys::fs::{self, Object};
 
 use super::{Broker, Opening, text};
 use crate::decide::Refusal;
@@ -47,7 +47,7 @@ impl Broker {
             }
         };
         if changes {
-            let asked = Record::OpenAsked { requested: text(path.as_slice()), mode, rule };
+            let asked = Record::OpenAsked { child: self.worker_number(), requested: text(path.as_slice()), mode, rule };
             if !self.record_first(&asked) {
                 return self.refuse_open(&path, mode, no_record(rule, None));
             }
@@ -104,7 +104,11 @@ impl Broker {
                 self.last_words = Some(text(message.as_slice()));
                 self.lose_opener();
             }
-            OpenerReport::Opened { id, facts } => self.opened(id, &facts, received.descriptor),
+            OpenerReport::Opened { id, facts } => {
+                if let (Some(file), Some(look)) = (received.descriptor, received.second) {
+                    self.opened(id, &facts, &file, look);
+                }
+            }
             OpenerReport::NotOpened { id, errno, by, resolved } => {
                 let Some(opening) = self.opening.take_if(|opening| opening.id == id) else { return Ok(()) };
                 if by == Barrier::Kernel && errno == Errno::EACCES as i32 && self.is_stale(&opening) {
@@ -161,43 +165,47 @@ impl Broker {
         }
     }
 
-    /// Whether the descriptor is of the object that the opener told of, and of a
-    /// type that the rule allows: by the kernel's word, without asking a server.
-    fn is_as_told(&self, facts: &Facts, file: &OwnedFd) -> bool {
-        let Some(rule) = self.parts.policy.files.get(usize::from(facts.rule)) else { return false };
-        let Ok(object) = fs::object(file.as_fd()) else { return false };
+    /// The object behind both descriptors, if it is the one that the opener told
+    /// of and of a type that the rule allows: by the kernel's word, without
+    /// asking a server.
+    fn as_told(&self, facts: &Facts, file: &OwnedFd, look: &OwnedFd) -> Option<Object> {
+        let rule = self.parts.policy.files.get(usize::from(facts.rule))?;
         let told = (facts.device, facts.inode, facts.mode & fs::TYPE);
-        told == (object.device, object.inode, object.mode & fs::TYPE)
-            && Types::of_mode(object.mode).is_some_and(|kind| rule.types.contains(kind))
+        let is_told = |object: &Object| told == (object.device, object.inode, object.mode & fs::TYPE);
+        let object = fs::object(file.as_fd()).ok().filter(is_told)?;
+        fs::object(look.as_fd()).ok().filter(is_told)?;
+        Types::of_mode(object.mode).is_some_and(|kind| rule.types.contains(kind)).then_some(object)
     }
 
     /// An object was opened. Its descriptor goes to the worker only behind the
     /// record.
-    fn opened(&mut self, id: u64, facts: &Facts, file: Option<OwnedFd>) {
+    fn opened(&mut self, id: u64, facts: &Facts, file: &OwnedFd, look: OwnedFd) {
         let Some(opening) = self.opening.take_if(|opening| opening.id == id) else { return };
-        let Some(file) = file else { return };
-        if !self.is_as_told(facts, &file) {
+        let Some(at_grant) = self.as_told(facts, file, &look) else {
             self.opening = Some(opening);
             self.replace_unsound("it passed another object than it told of");
             return;
-        }
+        };
         let granted = Record::OpenGranted {
+            child: self.worker_number(),
             requested: text(opening.path.as_slice()),
             mode: opening.mode,
             handle: opening.handle,
             file: facts.clone(),
+            mtime: moment(at_grant.mtime),
         };
         if !self.record_first(&granted) {
             let refusal = no_record(facts.rule.into(), Some(facts.path.clone()));
             return self.refuse_open(&opening.path, opening.mode, refusal);
         }
-        self.files.insert(opening.handle, facts.path.clone());
-        self.answer(&Answer::Opened { handle: opening.handle }, Some(&file));
+        self.files.insert(opening.handle, Held { path: facts.path.clone(), look, at_grant });
+        self.answer(&Answer::Opened { handle: opening.handle }, Some(file));
     }
 
     pub(super) fn refuse_open(&mut self, path: &WirePath, mode: Mode, refusal: Refusal) {
         let Refusal { errno, by, why, rule, resolved } = refusal;
         self.note(&Record::OpenRefused {
+            child: self.worker_number(),
             requested: text(path.as_slice()),
             mode,
             by,
@@ -210,11 +218,47 @@ impl Broker {
     }
 
     pub(super) fn closed(&mut self, handle: u64, used: &Use) {
-        let Some(path) = self.files.remove(&handle) else {
+        let Some(held) = self.files.remove(&handle) else {
             self.replace_hostile("it closed a handle that it did not have");
             return;
         };
-        let path = text(path.as_slice());
-        self.note(&Record::FileClosed { handle, why: Closing::Host, path, used: Some(used.clone()) });
+        self.note(&held.closed(self.worker_number(), handle, Closing::Host, Some(used.clone())));
     }
+
+    /// The number of the worker that is heard.
+    pub(super) fn worker_number(&self) -> u32 {
+        self.worker.as_ref().map_or(0, |worker| worker.id)
+    }
+}
+
+/// A file that the worker holds.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// Its resolved path.
+    path: WirePath,
+    /// The object, `O_PATH`: it can be asked how it stands, no more. A duplicate
+    /// of the worker's descriptor would let the broker write the file, and closing
+    /// it could wait for a server.
+    look: OwnedFd,
+    /// How it stood when the worker got it.
+    at_grant: Object,
+}
+
+impl Held {
+    /// The record of the handle's end. What the kernel says of the object is
+    /// asked without waiting for a server.
+    pub(super) fn closed(&self, child: u32, handle: u64, why: Closing, used: Option<Use>) -> Record {
+        let after = fs::object(self.look.as_fd()).ok().map(|now| After {
+            size: now.size,
+            mtime: moment(now.mtime),
+            changed: (now.size, now.mtime) != (self.at_grant.size, self.at_grant.mtime),
+        });
+        Record::FileClosed { child, handle, why, path: text(self.path.as_slice()), after, used }
+    }
+}
+
+/// A file's time as a record has it; one beyond the calendar at its edge.
+fn moment((seconds, nanoseconds): (i64, u32)) -> Timestamp {
+    let edge = if seconds < 0 { Timestamp::MIN } else { Timestamp::MAX };
+    Timestamp::new(seconds, nanoseconds.cast_signed()).unwrap_or(edge)
 }

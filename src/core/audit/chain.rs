@@ -224,7 +224,7 @@ mod tests {
     }
 
     fn refused(name: &str) -> Body {
-        Body::of(&Record::CommandRefused { command: Text::from(name), because: Denial::Policy })
+        Body::of(&Record::CommandRefused { child: 1, command: Text::from(name), because: Denial::Policy })
     }
 
     #[test]
@@ -237,7 +237,7 @@ mod tests {
             "{\"@timestamp\":\"2023-11-14T22:13:20.000001Z\",\"event\":{\"sequence\":7,\
              \"action\":\"unknown-command\",\"category\":[\"api\"],\"type\":[\"denied\"],\"outcome\":\"failure\",\
              \"reason\":\"the policy does not allow it\"},\"ecs\":{\"version\":\"8.11.0\"},\
-             \"postern\":{\"stage\":\"refused\",\"refused_by\":\"policy\",\"command\":\"nope\",\
+             \"postern\":{\"stage\":\"refused\",\"child\":1,\"refused_by\":\"policy\",\"command\":\"nope\",\
              \"torn\":{\"bytes\":7,\"sha256\":\"500d7cea3387f93cf726bffa3229b0dd0e02e16c84fb8e9860877af96d3fcc00\"},\
              \"previous\":\"0000000000000000000000000000000000000000000000000000000000000000\"}}"
         );

@@ -18,7 +18,7 @@ pub(super) enum Value {
     Str(Cow<'static, str>),
     Names(&'static [&'static str]),
     List(Vec<String>),
-    Counts(Vec<(&'static str, u64)>),
+    Object(Fields),
 }
 
 /// Names and values, in the order in which they are written.
@@ -61,10 +61,9 @@ fn write_value(out: &mut String, value: &Value) {
         Value::Str(text) => string(out, text),
         Value::Names(names) => list(out, names.iter().copied()),
         Value::List(texts) => list(out, texts.iter().map(String::as_str)),
-        Value::Counts(counts) => {
-            let counts: Vec<_> = counts.iter().map(|(name, count)| (*name, Value::Number(*count))).collect();
+        Value::Object(fields) => {
             out.push('{');
-            members(out, &counts.iter().map(|(name, value)| (*name, value)).collect::<Vec<_>>());
+            members(out, &fields.iter().map(|(name, value)| (*name, value)).collect::<Vec<_>>());
             out.push('}');
         }
     }

@@ -12,8 +12,11 @@
 
 mod chain;
 mod ecs;
+mod fields;
 mod json;
+mod mounts;
 mod record;
+mod run;
 mod text;
 
 pub use jiff::Timestamp;
@@ -21,5 +24,7 @@ pub use jiff::Timestamp;
 pub use chain::{Chain, Hash, MAX_LINE, Seal, Torn, is_whole, sequence_of};
 pub use ecs::{Body, ECS_VERSION};
 pub use json::is_harmful;
-pub use record::{Closing, End, Lost, Mounts, Opening, Peer, Record, Role, Run, ThawCause};
+pub use mounts::Mounts;
+pub use record::{After, Closing, End, Lost, Peer, Record, Role, Stands, ThawCause};
+pub use run::{Confinement, Opening, Run};
 pub use text::{TEXT_MAX, Text};

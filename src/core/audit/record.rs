@@ -4,44 +4,18 @@
 //! another process said, its documentation says whose word it is; the same
 //! table for outsiders is `audit/RECORDS.md`.
 
+use std::path::Path;
+
 use jiff::Timestamp;
 use nix::errno::Errno;
 
-use super::text::{TEXT_MAX, Text};
+use super::mounts::Mounts;
+use super::run::{Opening, Run};
+use super::text::Text;
 use crate::catalogue::Command;
 use crate::messages::{self, Barrier, Denial, Facts, Use};
 use crate::policy::rules::Mode;
 use crate::policy::{ShutdownMethod, ShutdownMode};
-
-/// What every log file says first about the postern that writes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Run {
-    /// postern's version.
-    pub version: &'static str,
-    /// Digest of the policy in force.
-    pub policy_digest: [u8; 32],
-    /// Whether every barrier that needs root at start was put up.
-    pub privileged: bool,
-    /// Landlock ABI of the kernel; 0 where it has none.
-    pub landlock_abi: u32,
-    /// The kernel's boot id (`/proc/sys/kernel/random/boot_id`).
-    pub boot_id: String,
-    /// The broker's process id.
-    pub pid: u32,
-    /// The broker's user id.
-    pub uid: u32,
-}
-
-/// Why a log file was opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Opening {
-    /// postern started.
-    Started,
-    /// The file was rotated and postern was told (`SIGHUP`).
-    Rotated,
-    /// The file had been unlinked while postern was writing it.
-    Removed,
-}
 
 /// Who is at the other end of a unix socket, by the kernel's word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,51 +39,6 @@ pub enum Closing {
     Stopping,
 }
 
-/// Mountpoints, bounded: [`Mounts::push`] keeps the first that fit.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Mounts {
-    kept: Vec<Text>,
-    bytes: usize,
-    omitted: u64,
-}
-
-impl Mounts {
-    /// Most bytes that the kept mountpoints take together.
-    pub const BYTES_MAX: usize = 2 * TEXT_MAX;
-
-    /// Adds a mountpoint, or counts it where there is no room.
-    pub fn push(&mut self, mountpoint: Text) {
-        // The quotes and the comma of a list count too, for empty names.
-        let bytes = mountpoint.bytes().len() + 3;
-        if self.omitted > 0 || self.bytes + bytes > Self::BYTES_MAX {
-            self.omitted += 1;
-        } else {
-            self.bytes += bytes;
-            self.kept.push(mountpoint);
-        }
-    }
-
-    /// The mountpoints that fitted.
-    #[must_use]
-    pub fn kept(&self) -> &[Text] {
-        &self.kept
-    }
-
-    /// How many did not fit.
-    #[must_use]
-    pub const fn omitted(&self) -> u64 {
-        self.omitted
-    }
-}
-
-impl<T: Into<Text>> FromIterator<T> for Mounts {
-    fn from_iter<I: IntoIterator<Item = T>>(mountpoints: I) -> Self {
-        let mut mounts = Self::default();
-        mountpoints.into_iter().for_each(|mountpoint| mounts.push(mountpoint.into()));
-        mounts
-    }
-}
-
 /// What made the broker thaw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ThawCause {
@@ -119,10 +48,6 @@ pub enum ThawCause {
     TimeLimit,
     /// postern is stopping.
     Stopping,
-    /// A freeze failed half-way.
-    FreezeFailed,
-    /// The host asked to thaw what an earlier run had left frozen.
-    Remembered,
 }
 
 /// One of postern's processes.
@@ -143,6 +68,43 @@ impl From<messages::Role> for Role {
             messages::Role::Worker => Self::Worker,
         }
     }
+}
+
+/// What a process found of its own barriers, before it heard any host. Its own
+/// word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stands {
+    /// Landlock ABI as enforced.
+    pub landlock_abi: u8,
+    /// Number of rules of the filter that it put itself under.
+    pub filter_rules: u16,
+    /// Digest of these rules; see `confine::seccomp::digest`.
+    pub filter_digest: [u8; 32],
+    /// Paths of the policy that were not there.
+    pub missing: Mounts,
+}
+
+impl Stands {
+    /// Of a child's own words, and the paths of the rules that it could not find.
+    pub fn of<'a>(standing: &messages::Standing, missing: impl Iterator<Item = &'a Path>) -> Self {
+        Self {
+            landlock_abi: standing.landlock_abi,
+            filter_rules: standing.filter_rules,
+            filter_digest: standing.filter_digest,
+            missing: missing.collect(),
+        }
+    }
+}
+
+/// A file when its handle ended, by the kernel's word to the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct After {
+    /// Bytes.
+    pub size: u64,
+    /// When its content was last changed.
+    pub mtime: Timestamp,
+    /// Whether one of both is another than at the grant.
+    pub changed: bool,
 }
 
 /// How a process ended.
@@ -204,6 +166,8 @@ pub enum Record {
     /// An open is about to be tried. Always before an open that creates or
     /// truncates.
     OpenAsked {
+        /// The broker's number of the worker that asked.
+        child: u32,
         /// The host's path.
         requested: Text,
         /// The host's mode.
@@ -213,6 +177,8 @@ pub enum Record {
     },
     /// An object was opened; its descriptor has not yet left the broker.
     OpenGranted {
+        /// The broker's number of the worker that asked.
+        child: u32,
         /// The host's path.
         requested: Text,
         /// The host's mode.
@@ -221,9 +187,13 @@ pub enum Record {
         handle: u64,
         /// What was opened, by which rule: the opener's word.
         file: Facts,
+        /// When the content was last changed: the kernel's word to the broker.
+        mtime: Timestamp,
     },
     /// An open was refused or failed.
     OpenRefused {
+        /// The broker's number of the worker that asked.
+        child: u32,
         /// The host's path.
         requested: Text,
         /// The host's mode.
@@ -241,17 +211,23 @@ pub enum Record {
     },
     /// A handle ended.
     FileClosed {
+        /// The broker's number of the worker that held it.
+        child: u32,
         /// The handle.
         handle: u64,
         /// Why.
         why: Closing,
         /// The resolved path of its grant.
         path: Text,
+        /// The file now; none if the kernel did not tell.
+        after: Option<After>,
         /// The worker's own word; none where it died.
         used: Option<Use>,
     },
     /// The worker refused a command by itself. The worker's own word.
     CommandRefused {
+        /// The broker's number of the worker that asked.
+        child: u32,
         /// The name, as the worker says the host sent it.
         command: Text,
         /// Why.
@@ -259,6 +235,8 @@ pub enum Record {
     },
     /// A freeze is about to begin.
     FreezeAsked {
+        /// The broker's number of the worker that asked.
+        child: u32,
         /// `guest-fsfreeze-freeze` or `-freeze-list`.
         command: Command,
         /// The host's mountpoints, for `-freeze-list`.
@@ -272,6 +250,8 @@ pub enum Record {
         count: u64,
         /// Where.
         mounts: Mounts,
+        /// Mountpoints that it left out, and why, in one word each.
+        left_out: Vec<(Text, &'static str)>,
     },
     /// A freeze failed; everything is thawed again.
     FreezeFailed {
@@ -283,11 +263,25 @@ pub enum Record {
         reason: Text,
         /// The kernel's error.
         errno: Option<Errno>,
+        /// Mountpoints that could not be thawed again: still frozen.
+        left: Mounts,
+    },
+    /// A run before this one left filesystems frozen, or was about to freeze
+    /// them when it died: its own record of that may be missing.
+    FoundFrozen {
+        /// When that freeze began, to the second.
+        since: Timestamp,
+        /// How many filesystems.
+        count: u64,
+        /// Where.
+        mounts: Mounts,
     },
     /// Filesystems were thawed.
     Thawed {
         /// What made the broker thaw.
         cause: ThawCause,
+        /// The broker's number of the worker that asked, if one did.
+        child: Option<u32>,
         /// How many were thawed.
         count: u64,
         /// Where.
@@ -297,6 +291,8 @@ pub enum Record {
     },
     /// The broker is about to ask for a shutdown.
     ShutdownAsked {
+        /// The broker's number of the worker that asked.
+        child: u32,
         /// What the host wants.
         mode: ShutdownMode,
         /// How it will be done.
@@ -304,6 +300,8 @@ pub enum Record {
     },
     /// A shutdown was refused.
     ShutdownRefused {
+        /// The broker's number of the worker that asked.
+        child: u32,
         /// The host's mode, as it stands on the wire.
         mode: Text,
         /// Why, in one line.
@@ -328,6 +326,8 @@ pub enum Record {
         pid: Option<u32>,
         /// Its user.
         uid: u32,
+        /// What it found of its own barriers.
+        stands: Stands,
     },
     /// A process of postern ended.
     ProcessDied {
@@ -352,6 +352,8 @@ pub enum Record {
     /// How often the commands that are counted, not listed, were answered
     /// since the last such record. The worker's own word.
     Counted {
+        /// The broker's number of the worker that asked.
+        child: u32,
         /// Count per command.
         counts: Vec<(Command, u64)>,
     },

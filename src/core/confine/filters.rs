@@ -172,6 +172,14 @@ pub fn opener(part: &OpenerPart) -> Vec<Rule> {
         permit!(fstat, "the facts of an object, by descriptor"),
         permit!(readlinkat, [When::Is(0, int(PROC_SELF_FD))], "the path that the kernel resolved"),
     ]);
+    let makes = |mode: Mode| part.rules.iter().any(|rule| mode.allowed_on_missing(rule.rights));
+    if Mode::ALL.into_iter().any(makes) {
+        rules.push(permit!(
+            openat,
+            [When::Is(0, int(PROC_SELF_FD)), When::Is(2, flags(LOOK))],
+            "a look at the file that it has just made, for the broker to keep"
+        ));
+    }
     let mut seen = Vec::new();
     for mode in Mode::ALL {
         let on_existing = part.rules.iter().any(|rule| mode.allowed_on_existing(rule.rights));
@@ -184,9 +192,8 @@ pub fn opener(part: &OpenerPart) -> Vec<Rule> {
                 "opening the object that was looked at, as a rule's rights allow"
             ));
         }
-        let on_missing = part.rules.iter().any(|rule| mode.allowed_on_missing(rule.rights));
         let create = flags(create_flags(mode));
-        if on_missing && !seen.contains(&create) {
+        if makes(mode) && !seen.contains(&create) {
             seen.push(create);
             rules.push(permit!(
                 openat,

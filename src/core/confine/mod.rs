@@ -89,8 +89,9 @@ pub struct Confined {
 }
 
 impl Confined {
-    const fn new(landlock_abi: u8, missing: List<u16, 1024>) -> Self {
-        Self { standing: Standing { landlock_abi, missing } }
+    fn new(landlock_abi: u8, filter: &[seccomp::Rule], missing: List<u16, 1024>) -> Self {
+        let (filter_rules, filter_digest) = seccomp::digest(filter);
+        Self { standing: Standing { landlock_abi, filter_rules, filter_digest, missing } }
     }
 }
 
@@ -121,8 +122,9 @@ fn child(limits: impl FnOnce() -> Result<(), ConfineError>) -> Result<(), Confin
 pub fn worker(part: &WorkerPart) -> Result<Confined, ConfineError> {
     child(|| limits::worker(&part.limits))?;
     let abi = landlock::restrict(Domain::Everything, &[])?;
-    seccomp::install(&filters::worker(part), false)?;
-    Ok(Confined::new(abi, List::default()))
+    let filter = filters::worker(part);
+    seccomp::install(&filter, false)?;
+    Ok(Confined::new(abi, &filter, List::default()))
 }
 
 /// Confines an opener to the paths of its part.
@@ -147,8 +149,9 @@ pub fn opener(part: &OpenerPart) -> Result<Confined, ConfineError> {
     }
     let abi = landlock::restrict(Domain::Everything, &grants)?;
     drop(grants);
-    seccomp::install(&filters::opener(part), false)?;
-    Ok(Confined::new(abi, List::new(missing).unwrap_or_default()))
+    let filter = filters::opener(part);
+    seccomp::install(&filter, false)?;
+    Ok(Confined::new(abi, &filter, List::new(missing).unwrap_or_default()))
 }
 
 /// Confines the spawner: another account, no capability, and nothing to execute
@@ -168,8 +171,9 @@ pub fn spawner(identity: Option<&Identity>, executable: OwnedFd) -> Result<Confi
         grants.push(Grant { object: landlock::open(loader.as_ref()).map_err(why)?, access: AccessFs::Execute.into() });
     }
     let abi = landlock::restrict(Domain::ExecuteOnly, &grants)?;
-    seccomp::install(&filters::spawner(), false)?;
-    Ok(Confined::new(abi, List::default()))
+    let filter = filters::spawner();
+    seccomp::install(&filter, false)?;
+    Ok(Confined::new(abi, &filter, List::default()))
 }
 
 /// What confines a broker, computed by its launch from the policy and the init
@@ -237,6 +241,7 @@ pub fn broker_barriers<T, E: From<ConfineError>>(
     let domain = if filter.signals.is_empty() { Domain::Everything } else { Domain::EverythingButSignals };
     let abi = landlock::restrict(domain, &grants)?;
     let made = threads()?;
-    seccomp::install(&filters::broker(&filter), true).map_err(E::from)?;
-    Ok((Confined::new(abi, List::default()), made))
+    let filter = filters::broker(&filter);
+    seccomp::install(&filter, true).map_err(E::from)?;
+    Ok((Confined::new(abi, &filter, List::default()), made))
 }

@@ -4,10 +4,13 @@
 //! a why there is no rule. What no rule allows kills the process.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
+
+use sha2::{Digest, Sha256};
 
 use super::ConfineError;
 
@@ -135,6 +138,30 @@ pub fn compile(rules: &[Rule]) -> Result<BpfProgram, seccompiler::BackendError> 
     let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
     let filter = SeccompFilter::new(map, SeccompAction::KillProcess, SeccompAction::Allow, architecture)?;
     filter.try_into()
+}
+
+/// Number and SHA-256 of `rules`, by which a record names a filter: the rules in
+/// their order, as `NAME NUMBER CONDITION...` and a newline each, where a
+/// condition is `ARGUMENT=VALUE`, `ARGUMENT!VALUE` (lacks these bits) or
+/// `ARGUMENT&VALUE` (has these bits), in decimal. The process's own id, which
+/// is another in every run, stands as `self`.
+#[must_use]
+pub fn digest(rules: &[Rule]) -> (u16, [u8; 32]) {
+    let mut text = String::new();
+    for rule in rules {
+        // Writing to a String cannot fail.
+        _ = write!(text, "{} {}", rule.name, rule.number);
+        for when in &rule.when {
+            _ = match *when {
+                When::Is(0, _) if rule.number == numbers::tgkill => write!(text, " 0=self"),
+                When::Is(argument, value) => write!(text, " {argument}={value}"),
+                When::Lacks(argument, bits) => write!(text, " {argument}!{bits}"),
+                When::Has(argument, bits) => write!(text, " {argument}&{bits}"),
+            };
+        }
+        text.push('\n');
+    }
+    (u16::try_from(rules.len()).unwrap_or(u16::MAX), Sha256::digest(text).into())
 }
 
 /// Puts this thread, or all threads, under `rules`, for good.

@@ -70,6 +70,18 @@ macro_rules! numbers {
 
 numbers!(u8, u16, u32, u64, i32, i64);
 
+impl<const N: usize> Wire for [u8; N] {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self);
+    }
+
+    fn take(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let (bytes, rest) = from.0.split_first_chunk().ok_or(Malformed::Short)?;
+        from.0 = rest;
+        Ok(*bytes)
+    }
+}
+
 impl Wire for bool {
     fn put(&self, out: &mut Vec<u8>) {
         out.push(u8::from(*self));
@@ -176,7 +188,7 @@ impl<T: Wire, const MAX: usize> Wire for List<T, MAX> {
 }
 
 /// Declares messages and how they stand in frames: a number, then the fields in
-/// order. `+ fd` marks a message that carries a descriptor.
+/// order. `+ fd` marks a message that carries a descriptor, `+ fds` two.
 macro_rules! frames {
     (
         $(#[$outer:meta])*
@@ -211,15 +223,16 @@ macro_rules! frames {
         }
 
         impl $crate::ipc::Frame for $name {
-            fn carries_descriptor(&self) -> bool {
+            fn descriptors(&self) -> usize {
                 match self {
                     $( Self::$variant { .. } => frames!(@carries $($fd)?) ),*
                 }
             }
         }
     };
-    (@carries fd) => { true };
-    (@carries) => { false };
+    (@carries fds) => { 2 };
+    (@carries fd) => { 1 };
+    (@carries) => { 0 };
 }
 
 pub(crate) use frames;

@@ -34,8 +34,8 @@ const SCM_MAX_FD: usize = 253;
 
 /// A message that is a whole frame.
 pub trait Frame: Wire {
-    /// Whether this message carries a descriptor.
-    fn carries_descriptor(&self) -> bool;
+    /// How many descriptors this message carries: none, one or two.
+    fn descriptors(&self) -> usize;
 }
 
 /// What the kernel says of a message's sender, in the receiver's PID namespace.
@@ -54,6 +54,8 @@ pub struct Received<In> {
     pub message: In,
     /// The descriptor, if the message carries one.
     pub descriptor: Option<OwnedFd>,
+    /// The second descriptor, if the message carries two.
+    pub second: Option<OwnedFd>,
     /// The sender, on an end made with [`Pipe::pair`].
     pub sender: Option<Sender>,
 }
@@ -118,19 +120,33 @@ impl<Out: Frame, In: Frame> Pipe<Out, In> {
     /// `EAGAIN` if the child's side is full, `EPIPE` if it is closed, `EINVAL`
     /// if the descriptor is not what the message carries.
     pub fn send(&self, message: &Out, descriptor: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
-        if descriptor.is_some() != message.carries_descriptor() {
+        match descriptor {
+            Some(descriptor) => self.send_with(message, &[descriptor.as_raw_fd()]),
+            None => self.send_with(message, &[]),
+        }
+    }
+
+    /// Sends one message that carries two descriptors.
+    ///
+    /// # Errors
+    /// As [`Pipe::send`].
+    pub fn send_two(&self, message: &Out, first: BorrowedFd<'_>, second: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.send_with(message, &[first.as_raw_fd(), second.as_raw_fd()])
+    }
+
+    fn send_with(&self, message: &Out, rights: &[RawFd]) -> Result<(), Errno> {
+        if rights.len() != message.descriptors() {
             return Err(Errno::EINVAL);
         }
         let mut frame = Vec::with_capacity(512);
         message.put(&mut frame);
-        let Some(descriptor) = descriptor else {
+        if rights.is_empty() {
             return send(self.socket.as_raw_fd(), &frame, self.sending).map(drop);
-        };
-        let rights = [descriptor.as_raw_fd()];
+        }
         sendmsg::<()>(
             self.socket.as_raw_fd(),
             &[IoSlice::new(&frame)],
-            &[ControlMessage::ScmRights(&rights)],
+            &[ControlMessage::ScmRights(rights)],
             self.sending,
             None,
         )
@@ -208,11 +224,11 @@ impl<Out: Frame, In: Frame> Pipe<Out, In> {
             return Err(ReceiveError::Closed);
         }
         let message = In::whole(&self.buffer[..length])?;
-        if descriptors.len() != usize::from(message.carries_descriptor()) {
+        if descriptors.len() != message.descriptors() {
             return Err(Malformed::Descriptor.into());
         }
-        let descriptor = descriptors.pop();
-        Ok(Received { message, descriptor, sender })
+        let mut descriptors = descriptors.into_iter();
+        Ok(Received { message, descriptor: descriptors.next(), second: descriptors.next(), sender })
     }
 }
 

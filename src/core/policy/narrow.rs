@@ -3,15 +3,31 @@
 //! Nothing here can add: whatever the arguments are, the result allows the host
 //! no command, no file and no shutdown that the policy did not.
 //!
+//! What is left can be named by its digest, so that the audit log says under what
+//! a run stood, not only what stood in files.
+//!
 //! Trust: pure. Called by the executable before the broker starts.
 
 use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
 
 use super::Policy;
 use super::rules::is_canonical;
 use crate::catalogue::{Command, CommandSet};
 
 impl Policy {
+    /// SHA-256 of the policy as it holds, with everything that files, drop-ins,
+    /// defaults, narrowing and the look-up of accounts have made of it, and
+    /// without [`Policy::digest`]: equal exactly where all of it is equal.
+    /// Comparable between runs of one executable, for it is taken of the text
+    /// that this build's `Debug` gives.
+    #[must_use]
+    pub fn in_force(&self) -> [u8; 32] {
+        let plain = Self { digest: [0; 32], ..self.clone() };
+        Sha256::digest(format!("{plain:?}")).into()
+    }
+
     /// Leaves the host only commands of `keep`. What nothing uses then goes
     /// too: file rules, shutdown modes, and freezing without a thaw, for
     /// filesystems would stay frozen. Returns the commands that went although
@@ -106,6 +122,30 @@ mod tests {
             }
         }
         assert!(smaller > 0, "the control: narrowing takes away");
+    }
+
+    #[test]
+    fn the_digest_in_force_is_of_what_holds() {
+        let all: CommandSet = Command::all().collect();
+        let before = policy(all);
+        let mut same = before.clone();
+        same.digest = [7; 32];
+        assert_eq!(same.in_force(), before.in_force(), "the files' digest is another field");
+        let changes: [fn(&mut Policy); 6] = [
+            |policy| _ = policy.narrow(Command::all().filter(|command| *command != Command::Ping).collect()),
+            |policy| policy.files.clear(),
+            |policy| policy.state = "/srv/elsewhere".into(),
+            |policy| policy.limits.read -= 1,
+            |policy| policy.create_mode = 0o640,
+            |policy| policy.identities.groups.push(4),
+        ];
+        let mut seen = vec![before.in_force()];
+        for change in changes {
+            let mut after = before.clone();
+            change(&mut after);
+            assert!(!seen.contains(&after.in_force()));
+            seen.push(after.in_force());
+        }
     }
 
     #[test]

@@ -44,7 +44,7 @@ fn control(dir: BorrowedFd<'_>, request: u32) -> nix::Result<()> {
 /// The type bits of a mode.
 pub const TYPE: u32 = libc::S_IFMT;
 
-/// Which object a descriptor is of.
+/// Which object a descriptor is of, and how it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Object {
     /// Its device, as `st_dev`.
@@ -53,6 +53,11 @@ pub struct Object {
     pub inode: u64,
     /// Type and permission bits.
     pub mode: u32,
+    /// Size in bytes.
+    pub size: u64,
+    /// When the content was last changed, in seconds since 1970 and
+    /// nanoseconds.
+    pub mtime: (i64, u32),
 }
 
 /// Which object `file` is of, as far as this kernel knows: a server of a
@@ -61,11 +66,14 @@ pub struct Object {
 /// # Errors
 /// Those of `statx(2)`.
 pub fn object(file: BorrowedFd<'_>) -> nix::Result<Object> {
-    let answer = statx(file, libc::AT_STATX_DONT_SYNC, libc::STATX_TYPE | libc::STATX_MODE | libc::STATX_INO)?;
+    const MASK: u32 = libc::STATX_TYPE | libc::STATX_MODE | libc::STATX_INO | libc::STATX_SIZE | libc::STATX_MTIME;
+    let answer = statx(file, libc::AT_STATX_DONT_SYNC, MASK)?;
     Ok(Object {
         device: libc::makedev(answer.stx_dev_major, answer.stx_dev_minor),
         inode: answer.stx_ino,
         mode: answer.stx_mode.into(),
+        size: answer.stx_size,
+        mtime: (answer.stx_mtime.tv_sec, answer.stx_mtime.tv_nsec),
     })
 }
 
