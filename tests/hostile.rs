@@ -7,12 +7,20 @@
 
 mod support;
 
+#[path = "confinement/attacks.rs"]
+#[allow(dead_code, reason = "controls are the business of the target `confinement`")]
+mod attacks;
+#[path = "hostile/fallen/mod.rs"]
+mod fallen;
 #[path = "hostile/host.rs"]
 mod host;
 #[path = "hostile/impostor.rs"]
 mod impostor;
 #[path = "hostile/objects.rs"]
 mod objects;
+#[path = "confinement/raw.rs"]
+#[allow(dead_code, reason = "attempts are made by the fallen worker's own children")]
+mod raw;
 #[path = "hostile/sabotage.rs"]
 mod sabotage;
 #[path = "hostile/worker.rs"]
@@ -22,6 +30,9 @@ use std::process::ExitCode;
 
 use support::agent::BINARY;
 use support::runner;
+
+/// The attacker's account, where a call names one.
+pub(crate) const ACCOUNT: u32 = 70_100;
 
 fn main() -> ExitCode {
     if let Some(status) = worker::as_child() {
@@ -50,6 +61,8 @@ fn main() -> ExitCode {
             ("a_hostile_worker_is_replaced_and_recorded", worker::is_replaced_and_recorded),
             ("a_hostile_worker_that_asks_in_type_gets_what_the_policy_allows", worker::gets_what_the_policy_allows),
             ("random_frames_of_a_worker_do_no_harm", worker::random_frames_do_no_harm),
+            ("a_fallen_worker_gets_no_file_without_a_record", fallen::no_file_without_a_record),
+            ("the_fallen_worker_finds_a_record_that_comes_too_late", fallen::a_late_record_is_found),
             ("an_opener_takes_no_nonsense_from_a_broker", impostor::an_opener_takes_no_nonsense),
             ("a_worker_takes_no_nonsense_from_a_broker", impostor::a_worker_takes_no_nonsense),
             ("a_spawner_takes_no_nonsense_from_a_broker", impostor::a_spawner_takes_no_nonsense),

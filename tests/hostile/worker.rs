@@ -29,12 +29,13 @@ use postern_core::policy::written::{self, World};
 use postern_core::sys::{descriptors, process};
 use serde_json::Value;
 
+use crate::fallen;
 use crate::host::{INSIDE, POLICY, home};
 use crate::support::agent::{Agent, Home, eventually};
 use crate::support::cell;
 
 /// What the first worker is to do, by name; readable by every account.
-const SCRIPT: &str = "/tmp/script";
+pub(crate) const SCRIPT: &str = "/tmp/script";
 /// A file of the policy.
 const TARGET: &str = "/tmp/target/inside";
 /// Process id of the first worker in the spawner's namespace: the spawner is 1,
@@ -51,7 +52,7 @@ pub(crate) fn as_child() -> Option<ExitCode> {
         postern_opener::run() as i32
     } else if is(spawner::name(Role::Worker)) {
         match script_of_first() {
-            Some(script) if std::process::id() == FIRST => attack(&script),
+            Some(script) if std::process::id() == FIRST || script == fallen::SCRIPT => attack(&script),
             _ => postern_worker::run() as i32,
         }
     } else {
@@ -84,16 +85,16 @@ pub(crate) fn broker(arguments: &[String]) {
 
 // ---- the attacker ------------------------------------------------------------
 
-type Broker = Pipe<Ask, Answer>;
+pub(crate) type Broker = Pipe<Ask, Answer>;
 
 /// A frame as it stands on the wire.
-fn frame(ask: &Ask) -> Vec<u8> {
+pub(crate) fn frame(ask: &Ask) -> Vec<u8> {
     let mut bytes = Vec::new();
     ask.put(&mut bytes);
     bytes
 }
 
-fn raw(bytes: &[u8]) {
+pub(crate) fn raw(bytes: &[u8]) {
     let _ = send(3, bytes, MsgFlags::MSG_NOSIGNAL);
 }
 
@@ -188,7 +189,7 @@ const DEATHS: &[Script] = &[
     script("it panics", true, |_| raw(&frame(&Ask::Panicked { message: Text::cut(b"last words") })), "last words"),
 ];
 
-fn ready() -> Ask {
+pub(crate) fn ready() -> Ask {
     Ask::Ready {
         standing: Standing { landlock_abi: 7, filter_rules: 9, filter_digest: [0; 32], missing: List::default() },
     }
@@ -209,6 +210,9 @@ fn attack(name: &str) -> i32 {
         let _ = broker.send(&ready(), None);
         // Before its socket closes, or the broker has it killed first.
         process::exit_now(in_type(&mut broker));
+    }
+    if name == fallen::SCRIPT {
+        return fallen::attacker::play(broker, &part);
     }
     let script = SCRIPTS.iter().chain(DEATHS).find(|script| script.name == name).expect("a script");
     if script.confined {
@@ -289,7 +293,7 @@ fn held(agent: &Agent<'_>) -> BTreeMap<String, usize> {
 }
 
 /// The agent serves a host, by a sound worker, and holds what it should.
-fn serves(agent: &Agent<'_>) {
+pub(crate) fn serves(agent: &Agent<'_>) {
     let mut host = agent.connect();
     host.ping();
     let path = agent.home.files().join("inside");
