@@ -1,14 +1,18 @@
 //! The collectors' configurations of `audit/collectors`, each with the real
-//! collector and a running agent. Needs root, Debian's rsyslog and rsyslog-relp,
-//! openssl. Each test runs in a cell (`support::cell`), whose collectors listen on
+//! collector and a running agent. Needs root, Debian's rsyslog, rsyslog-relp,
+//! systemd, systemd-journal-remote and openssl. Each test runs in a cell (`support::cell`), whose collectors listen on
 //! the machine's loopback address, at a port that was free.
 //!
 //! What needs an init, a journal or the kernel's own audit is in `tests/vm`.
 
 mod support;
 
+#[path = "collectors/certificates.rs"]
+mod certificates;
 #[path = "collectors/copies.rs"]
 mod copies;
+#[path = "collectors/journal.rs"]
+mod journal;
 #[path = "collectors/load.rs"]
 mod load;
 #[path = "collectors/rsyslog.rs"]
@@ -21,7 +25,9 @@ use support::runner;
 
 fn main() -> ExitCode {
     let modules = rsyslog::modules();
-    let mut programs = vec![BINARY, "rsyslogd", "openssl"];
+    let mut programs = vec![BINARY, "rsyslogd", "openssl", "journalctl"];
+    programs.extend([journal::JOURNALD, journal::UPLOAD, journal::REMOTE]);
     programs.extend(modules.iter().map(String::as_str));
-    runner::main(copies::TESTS, &[], &programs)
+    let tests: Vec<runner::Test> = [copies::TESTS, journal::TESTS].concat();
+    runner::main(&tests, &[], &programs)
 }

@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use crate::certificates::certificates;
 use crate::support::agent::{Home, eventually};
 
 const SEND: &str = include_str!("../../audit/collectors/rsyslog-send.conf");
@@ -24,13 +25,13 @@ pub(crate) fn modules() -> Vec<String> {
     let directory = directories.into_iter().find(|directory| directory.join("imfile.so").exists());
     // Without it the cell says what is not installed.
     let directory = directory.unwrap_or_else(|| "/usr/lib/rsyslog".into());
-    ["imfile", "imrelp", "omrelp", "mmjsonparse", "lmnet"]
+    ["imfile", "imrelp", "imuxsock", "omrelp", "mmjsonparse", "lmnet"]
         .map(|module| directory.join(module).with_extension("so").display().to_string())
         .into()
 }
 
 /// Puts `to` for `from`, which must be there.
-fn put(text: &str, from: &str, to: &str) -> String {
+pub(crate) fn put(text: &str, from: &str, to: &str) -> String {
     assert!(text.contains(from), "the configuration has no {from}");
     text.replace(from, to)
 }
@@ -153,34 +154,5 @@ impl Drop for Rsyslog {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_file(&self.pid_file);
-    }
-}
-
-/// A certificate authority, and by it a certificate for either end, with the names that the
-/// configurations ask for.
-fn certificates(directory: &Path) {
-    fs::write(directory.join("openssl.cnf"), "[req]\ndistinguished_name = name\n[name]\n").expect("a file");
-    let make = |name: &str, subject: &str, more: &[&str]| {
-        let output = Command::new("/bin/openssl")
-            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
-            .args([
-                "-keyout",
-                &format!("{name}.key"),
-                "-out",
-                &format!("{name}.pem"),
-                "-subj",
-                &format!("/CN={subject}"),
-            ])
-            .args(more)
-            .env("OPENSSL_CONF", "openssl.cnf")
-            .current_dir(directory)
-            .output()
-            .expect("openssl");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
-    make("ca", "a log server's authority", &["-addext", "basicConstraints=critical,CA:TRUE"]);
-    for (name, subject) in [("server", "logs.example.net"), ("guest", "a.guests.example.net")] {
-        let names = format!("subjectAltName=DNS:{subject}");
-        make(name, subject, &["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", &names]);
     }
 }
