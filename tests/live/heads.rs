@@ -2,11 +2,9 @@
 //! sent, what they say, and that a receiver that does not read, or is not there,
 //! costs nothing but a count.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
@@ -15,8 +13,9 @@ use postern_core::audit::Hash;
 use serde_json::Value;
 
 use crate::scene::{freeze, status, thaw, verify, with};
-use crate::support::agent::{Agent, Home, Host, LIVELY, eventually};
+use crate::support::agent::{Agent, Home, Host, eventually};
 use crate::support::disk::Disk;
+use crate::support::journal::{JOURNAL, bind, fields, heard};
 use crate::support::runner::Test;
 
 pub(crate) const TESTS: &[Test] = &[
@@ -26,51 +25,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("without_a_receiver_one_line_is_said", without_a_receiver_one_line_is_said),
 ];
 
-const JOURNAL: &str = "/run/systemd/journal/socket";
 const SYSLOG: &str = "/dev/log";
 /// As RECORDS.md says.
 const MESSAGE_ID: &str = "f65ad1f760e644e4a4fcec55bd2d21eb";
-
-/// A socket that all may write to, as journald's and syslog's are.
-fn bind(path: &str) -> UnixDatagram {
-    let _ = fs::remove_file(path);
-    fs::create_dir_all(Path::new(path).parent().expect("a directory")).expect("a directory");
-    let socket = UnixDatagram::bind(path).expect("a socket");
-    fs::set_permissions(path, fs::Permissions::from_mode(0o666)).expect("its mode");
-    socket.set_read_timeout(Some(LIVELY)).expect("a time limit");
-    socket
-}
-
-/// The next datagram; `None` if there is none now.
-fn heard(socket: &UnixDatagram) -> Option<Vec<u8>> {
-    socket.set_nonblocking(true).expect("a flag");
-    let mut datagram = [0; 8192];
-    let length = socket.recv(&mut datagram).ok()?;
-    Some(datagram[..length].to_vec())
-}
-
-/// What a datagram for journald says, by its native protocol.
-fn fields(datagram: &[u8]) -> BTreeMap<String, String> {
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
-    let mut fields = BTreeMap::new();
-    let mut rest = datagram;
-    while !rest.is_empty() {
-        let end = rest.iter().position(|byte| *byte == b'\n').expect("a newline");
-        let (line, behind) = (&rest[..end], &rest[end + 1..]);
-        if let Some(equals) = line.iter().position(|byte| *byte == b'=') {
-            fields.insert(text(&line[..equals]), text(&line[equals + 1..]));
-            rest = behind;
-        } else {
-            let (length, behind) = behind.split_at(8);
-            let length =
-                usize::try_from(u64::from_le_bytes(length.try_into().expect("eight bytes"))).expect("a length");
-            fields.insert(text(line), text(&behind[..length]));
-            assert_eq!(behind[length], b'\n');
-            rest = &behind[length + 1..];
-        }
-    }
-    fields
-}
 
 /// A head that a journald got, held against the log.
 #[derive(Debug)]
@@ -79,7 +36,9 @@ struct Head {
     missed: u64,
 }
 
-fn head(agent: &Agent<'_>, datagram: &[u8]) -> Head {
+fn head(agent: &Agent<'_>, datagram: &(Vec<u8>, u32)) -> Head {
+    let (datagram, sender) = datagram;
+    assert_eq!(*sender, agent.home.broker, "who sent it");
     let fields = fields(datagram);
     let number = |name: &str| fields[name].parse::<u64>().unwrap_or_else(|why| panic!("{name}: {why}: {fields:?}"));
     let head = Head { number: number("POSTERN_SEQUENCE"), missed: number("POSTERN_MISSED") };
@@ -199,7 +158,7 @@ fn a_receiver_under_a_new_socket_is_found_again() {
     let home = Home::new();
     let (journal, syslog) = (bind(JOURNAL), bind(SYSLOG));
     let agent = home.start(&policy("\"journal\", \"syslog\"", "head_records = 5\nhead_interval = \"1h\"\n"));
-    let line = |socket: &UnixDatagram| String::from_utf8(eventually("a line", || heard(socket))).expect("text");
+    let line = |socket: &UnixDatagram| String::from_utf8(eventually("a line", || heard(socket)).0).expect("text");
     let first = line(&syslog);
     let start = format!("<85>postern[{}]: audit head: record 2, sha256 ", agent.pid());
     assert!(first.starts_with(&start) && first.ends_with(&format!(", log {}", home.log().display())), "{first}");

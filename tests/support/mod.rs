@@ -10,6 +10,7 @@ pub(crate) mod agent;
 pub(crate) mod cell;
 pub(crate) mod disk;
 pub(crate) mod init;
+pub(crate) mod journal;
 pub(crate) mod process;
 pub(crate) mod runner;
 pub(crate) mod terminal;
