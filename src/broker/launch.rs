@@ -25,7 +25,7 @@ use postern_core::catalogue::Act;
 use postern_core::confine::filters::{BrokerNeeds, OPEN_DIRECTORY};
 use postern_core::confine::{self, BrokerPlan, ConfineError, caps};
 use postern_core::messages::{BIRTH_LIMIT, Identity, SpawnerReport};
-use postern_core::policy::Policy;
+use postern_core::policy::{Channel, Policy};
 use postern_core::sys::{descriptors, process};
 
 use crate::about::{self, Spawner};
@@ -183,20 +183,9 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         (None, Some(host)) => host,
         (channel, _) => {
             let channel = channel.as_ref().unwrap_or(&policy.channel);
-            match Host::open(channel) {
-                Ok(host) => host,
-                // Somebody must thaw, if only by the time limit.
-                Err(why) if remembered.is_some() => {
-                    let said = format!("no channel yet: {why}");
-                    let host = Host::unplugged(channel, why)?;
-                    voice.say(Level::Warning, &said);
-                    host
-                }
-                Err(_) if service.waits => match arrival::await_host(channel, &signals, &voice)? {
-                    Some(host) => host,
-                    None => return Ok(()),
-                },
-                Err(why) => return Err(why.into()),
+            match meet(channel, remembered.is_some(), service.waits, &signals, &voice)? {
+                Some(host) => host,
+                None => return Ok(()),
             }
         }
     };
@@ -257,6 +246,28 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
     // Never dropped: what its threads would do on their way out is in no filter,
     // and the process ends behind it.
     ManuallyDrop::new(Broker::new(parts, landlock_abi)).serve(&confined)
+}
+
+/// The way to the host; `None` if postern was told to stop while it waited.
+fn meet(
+    channel: &Channel,
+    is_frozen: bool,
+    waits: bool,
+    signals: &SignalFd,
+    voice: &Voice,
+) -> Result<Option<Host>, Fatal> {
+    match Host::open(channel) {
+        Ok(host) => Ok(Some(host)),
+        // Somebody must thaw, if only by the time limit.
+        Err(why) if is_frozen => {
+            let said = format!("no channel yet: {why}");
+            let host = Host::unplugged(channel, why)?;
+            voice.say(Level::Warning, &said);
+            Ok(Some(host))
+        }
+        Err(_) if waits => Ok(arrival::await_host(channel, signals, voice)?),
+        Err(why) => Err(why.into()),
+    }
 }
 
 /// What an operator must know of a postern that was not started as root.

@@ -126,7 +126,9 @@ fn once(copy: &str) -> String {
 }
 
 fn rsyslog_loses_nothing_when_either_end_restarts() {
-    let ends: [(&str, fn(&Place, Rsyslog, Rsyslog) -> (Rsyslog, Rsyslog)); 3] = [
+    /// What is done to receiver and sender, and what stands in their place.
+    type Act = fn(&Place, Rsyslog, Rsyslog) -> (Rsyslog, Rsyslog);
+    let ends: [(&str, Act); 3] = [
         ("a server that restarts", |place, receiver, sender| {
             receiver.stop();
             (place.receiver(), sender)

@@ -146,7 +146,9 @@ impl Rsyslog {
     }
 
     /// Ends it as a lack of memory does.
-    pub(crate) fn kill(self) {}
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("SIGKILL");
+    }
 }
 
 impl Drop for Rsyslog {

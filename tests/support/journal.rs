@@ -67,12 +67,13 @@ pub(crate) fn fields(datagram: &[u8]) -> BTreeMap<String, String> {
 
 /// All that is there, as `journalctl -o json` prints it.
 pub(crate) fn exported(socket: &UnixDatagram) -> String {
-    std::iter::from_fn(|| heard(socket))
-        .map(|(datagram, sender)| {
-            let mut entry: Value = json!(fields(&datagram));
-            entry["_TRANSPORT"] = "journal".into();
-            entry["_UID"] = sender.to_string().into();
-            format!("{entry}\n")
-        })
-        .collect()
+    let mut lines = String::new();
+    while let Some((datagram, sender)) = heard(socket) {
+        let mut entry: Value = json!(fields(&datagram));
+        entry["_TRANSPORT"] = "journal".into();
+        entry["_UID"] = sender.to_string().into();
+        lines.push_str(&entry.to_string());
+        lines.push('\n');
+    }
+    lines
 }

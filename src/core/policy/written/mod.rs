@@ -16,6 +16,7 @@ mod paths;
 pub mod profiles;
 mod read;
 mod source;
+mod tables;
 mod value;
 mod world;
 
