@@ -32,11 +32,12 @@ fn start(audit: &Audit) -> Log {
 }
 
 fn asked() -> Record {
-    Record::OpenAsked { requested: Text::from("/srv/a"), mode: Mode::Write, rule: 0 }
+    Record::OpenAsked { child: 1, requested: Text::from("/srv/a"), mode: Mode::Write, rule: 0 }
 }
 
 fn refused() -> Record {
     Record::OpenRefused {
+        child: 1,
         requested: Text::from("/srv/a"),
         mode: Mode::Write,
         by: Barrier::Audit,
@@ -48,7 +49,7 @@ fn refused() -> Record {
 }
 
 fn denied() -> Record {
-    Record::CommandRefused { command: Text::from("guest-exec"), because: Denial::Policy }
+    Record::CommandRefused { child: 1, command: Text::from("guest-exec"), because: Denial::Policy }
 }
 
 /// Every file of the log, oldest first: by the number of its first record.
@@ -435,11 +436,16 @@ fn a_start_finds_the_room_spent_as_it_was() {
 fn a_flood_of_what_has_no_effect_is_bounded_and_counted() {
     let place = place();
     let mut log = start(&Audit::at(place.path.clone()));
-    let empty_thaw =
-        Record::Thawed { cause: ThawCause::Host, count: 0, mounts: Mounts::default(), failed: Mounts::default() };
-    let unknown = Record::CommandRefused { command: Text::new(&[1; 5000]), because: Denial::Unknown };
+    let empty_thaw = Record::Thawed {
+        cause: ThawCause::Host,
+        child: Some(1),
+        count: 0,
+        mounts: Mounts::default(),
+        failed: Mounts::default(),
+    };
+    let unknown = Record::CommandRefused { child: 1, command: Text::new(&[1; 5000]), because: Denial::Unknown };
     let flood = [denied(), refused(), empty_thaw, Record::HostConnected { peer: None }, unknown];
-    let rounds = 20_000;
+    let rounds = 5000;
     for _ in 0..rounds {
         for record in &flood {
             log.note(record).expect("taken in");
