@@ -10,6 +10,8 @@ mod commands;
 mod ecs;
 #[path = "audit/keep.rs"]
 mod keep;
+#[path = "support/records.rs"]
+mod kept;
 #[path = "audit/log.rs"]
 mod log;
 #[path = "audit/records.rs"]

@@ -21,6 +21,9 @@
 //! %{DIR}, %{MNT}       the scratch directory, the scratch filesystem
 //! ```
 
+#[path = "support/records.rs"]
+mod records;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Permissions};
 use std::io::{Read, Write};
@@ -135,6 +138,10 @@ impl Drop for Agent {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if !std::thread::panicking() && self.kind == Kind::Postern {
+            let base = self.directory.path();
+            records::check_home(&base.join("log"), &base.join("stderr"));
+        }
     }
 }
 

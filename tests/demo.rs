@@ -14,6 +14,8 @@ use std::process::{Command, Output};
 mod call;
 #[path = "demo/readme.rs"]
 mod readme;
+#[path = "support/records.rs"]
+mod records;
 #[path = "demo/story.rs"]
 mod story;
 

@@ -9,6 +9,8 @@
 
 mod support;
 
+#[path = "live/canary.rs"]
+mod canary;
 #[path = "live/channels.rs"]
 mod channels;
 #[path = "audit/commands.rs"]
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         crashes::TESTS,
         shutdowns::TESTS,
         evidence::TESTS,
+        canary::TESTS,
         heads::TESTS,
         channels::TESTS,
         starts::TESTS,

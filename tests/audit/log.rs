@@ -13,17 +13,25 @@ use postern_tools::audit::{Verified, verify};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::samples;
+use crate::{kept, samples};
 
 pub(crate) struct Place {
-    _directory: TempDir,
+    directory: TempDir,
     pub(crate) path: PathBuf,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            kept::check_home(self.directory.path(), Path::new(""));
+        }
+    }
 }
 
 pub(crate) fn place() -> Place {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("audit.log");
-    Place { _directory: directory, path }
+    Place { directory, path }
 }
 
 pub(crate) fn open(path: &Path) -> Log {

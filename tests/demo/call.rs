@@ -12,7 +12,7 @@ use std::thread;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Place, err, is_root, ordinary, out, postern};
+use super::{Place, err, is_root, ordinary, out, postern, records};
 
 /// An agent of an ordinary user; it needs no root for what is asked here.
 struct Agent {
@@ -76,6 +76,9 @@ impl Drop for Agent {
         let pid = self.child.id().try_into().unwrap();
         _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         _ = self.child.wait();
+        if !thread::panicking() {
+            records::check_home(&self.place.path("home/log"), &self.place.path("home/stderr"));
+        }
     }
 }
 

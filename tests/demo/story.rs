@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Place, err, is_root, ordinary, out, postern};
+use super::{Place, err, is_root, ordinary, out, postern, records};
 
 /// The directory that the demo's first line names.
 fn directory(line: &str) -> PathBuf {
@@ -99,6 +99,7 @@ fn kept_files_can_be_looked_at() {
         assert!(output.status.success(), "{arguments:?}: {}{}", out(&output), err(&output));
         out(&output)
     };
+    records::check_home(&kept.join("log"), &kept.join("agent.log"));
     assert!(run(&["audit", "verify"], "log/audit.jsonl").starts_with("whole: "));
     assert!(run(&["audit", "show", "--outcome", "failure"], "log/audit.jsonl").contains("by opener"));
     run(&["policy", "check", "--policy"], "policy.toml");

@@ -1,5 +1,5 @@
-//! The audit log under a working agent: every command's records, no content in
-//! them, a full disk, a rotation, a killed broker.
+//! The audit log under a working agent: every command's records, a full disk, a
+//! rotation, a killed broker.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -22,7 +22,6 @@ use crate::support::runner::Test;
 
 pub(crate) const TESTS: &[Test] = &[
     ("every_command_yields_its_records", every_command_yields_its_records),
-    ("no_content_appears_in_the_log", no_content_appears_in_the_log),
     ("a_full_disk_refuses_all_but_a_thaw", a_full_disk_refuses_all_but_a_thaw),
     ("a_rotation_under_load_keeps_the_chain", a_rotation_under_load_keeps_the_chain),
     ("a_broker_killed_under_load_leaves_a_whole_log", a_broker_killed_under_load_leaves_a_whole_log),
@@ -125,49 +124,6 @@ fn every_command_yields_its_records() {
         verify(&[&home.log()]);
     }
     assert_eq!(seen, CASES.len());
-}
-
-// ---- what is not in it -----------------------------------------------------------
-
-fn no_content_appears_in_the_log() {
-    let home = Home::new();
-    // "marker-of-the-content" in base64, and in three forms of what could leak.
-    let (marker, encoded) = ("marker-of-the-content", "bWFya2VyLW9mLXRoZS1jb250ZW50");
-    let path = home.write("file", marker.repeat(100).as_bytes());
-    let agent = home.start(&policy());
-    let mut host = agent.connect();
-    let handle = host.open(&path, "r+").expect("a handle");
-    assert!(host.read(handle).contains(encoded), "the control: it is read");
-    assert_eq!(host.write(handle, encoded)["return"]["count"], marker.len());
-    // In places where requests go wrong.
-    for request in [
-        json!({ "execute": "guest-file-write", "arguments": { "handle": 1, "buf-b64": encoded } }),
-        json!({ "execute": "guest-file-write", "arguments": { "handle": handle, "buf-b64": encoded, "count": 99 } }),
-        json!({ "execute": "guest-file-write", "arguments": { "handle": encoded } }),
-        json!({ "execute": "guest-set-user-password", "arguments": { "username": "u", "password": encoded } }),
-        json!({ "execute": "guest-exec", "arguments": { "path": "/bin/cat", "input-data": encoded } }),
-        json!({ "execute": "guest-ssh-add-authorized-keys", "arguments": { "username": "u", "keys": [marker] } }),
-        json!({ "execute": "guest-ping", "id": encoded }),
-        json!({ "execute": "guest-ping", "arguments": { (marker): encoded } }),
-    ] {
-        host.send(request.to_string().as_bytes());
-        host.hear();
-    }
-    host.send(format!("{{\"execute\": \"{marker} \n").as_bytes());
-    host.hear();
-    host.close(handle);
-    settle(&mut host);
-    let story = story(&agent);
-    assert!(story.iter().any(|line| line.starts_with("guest-set-user-password refused")), "{story:?}");
-    drop(agent);
-    for place in ["log/audit.jsonl", "stderr"] {
-        let text = fs::read_to_string(home.path(place)).expect(place);
-        for leak in [marker, encoded, "bWFya2Vy", "input-data", "password\":"] {
-            assert!(!text.contains(leak), "{leak} in {place}: {text}");
-        }
-    }
-    let written = fs::read_to_string(&path).expect("the file");
-    assert!(written.ends_with(marker), "the control: it was written");
 }
 
 // ---- a full disk -------------------------------------------------------------------

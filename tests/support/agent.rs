@@ -22,6 +22,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::records;
+
 /// The executable as cargo built it for this test run. A cell has it under the
 /// same path if its programs name it.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_postern");
@@ -108,6 +110,14 @@ impl Home {
         self.path("files")
     }
 
+    /// Holds every record of its logs against the schema, and looks for what must
+    /// not be in them.
+    fn check_records(&self) {
+        if !std::thread::panicking() {
+            records::check_home(&self.path("log"), &self.path("stderr"));
+        }
+    }
+
     pub(crate) fn log(&self) -> PathBuf {
         self.path("log/audit.jsonl")
     }
@@ -188,6 +198,12 @@ impl Home {
             (ready("worker") && (!opens || ready("opener"))).then_some(())
         });
         agent
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        self.check_records();
     }
 }
 
@@ -275,6 +291,7 @@ impl Drop for Agent<'_> {
         // The spawner and with it all the others die with the broker.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        self.home.check_records();
     }
 }
 

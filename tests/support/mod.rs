@@ -12,6 +12,7 @@ pub(crate) mod disk;
 pub(crate) mod init;
 pub(crate) mod journal;
 pub(crate) mod process;
+pub(crate) mod records;
 pub(crate) mod runner;
 pub(crate) mod terminal;
 pub(crate) mod writers;

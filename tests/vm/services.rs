@@ -14,6 +14,7 @@ use crate::guests::{Kernel, Userland};
 use crate::machine::{Machine, PATIENCE, Setup};
 use crate::postern::{ACCOUNTS, INSTALL, LOG, POLICY, VERIFY, installed};
 use crate::support::agent::{BINARY, LIVELY};
+use crate::support::records;
 
 /// Where the guest's own service leaves a line each time it is stopped.
 pub(crate) const STOPPED: &str = "/var/lib/stopped";
@@ -120,6 +121,7 @@ pub(crate) fn story_of(log: &Path) -> Vec<String> {
 }
 
 fn told(log: &str) -> Vec<String> {
+    records::check_printed("a guest's log", log);
     let records = log.lines().map(|line| serde_json::from_str::<Value>(line).expect("a record"));
     let word = |value: &Value| value.as_str().map(|text| format!(" {text}")).unwrap_or_default();
     records

@@ -12,6 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::machine::{PATIENCE, eventually};
+use crate::support::records;
 
 /// Connects to a socket that QEMU makes at its start, as long as `look` does not
 /// panic.
@@ -69,6 +70,7 @@ impl Shell {
     pub(crate) fn sh(&mut self, script: &str) -> String {
         let (status, printed) = self.try_sh(script);
         assert!(status == 0, "{script}: status {status}\n{printed}\nthe console:\n{}", self.console());
+        records::check_printed(script, &printed);
         printed
     }
 
