@@ -18,6 +18,8 @@ mod clients;
 mod freezes;
 #[path = "vm/guests.rs"]
 mod guests;
+#[path = "vm/heads.rs"]
+mod heads;
 #[path = "vm/idle.rs"]
 mod idle;
 #[path = "packaging/later.rs"]
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         &boots::tests(),
         clients::TESTS,
         &freezes::tests(),
+        heads::TESTS,
         &package::tests(),
         port::TESTS,
         &power::tests(),
