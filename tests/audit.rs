@@ -14,10 +14,16 @@ mod keep;
 mod kept;
 #[path = "audit/log.rs"]
 mod log;
+#[path = "audit/reading.rs"]
+mod reading;
 #[path = "audit/records.rs"]
 mod records;
+#[path = "audit/report.rs"]
+mod report;
 #[path = "audit/samples.rs"]
 mod samples;
+#[path = "audit/story.rs"]
+mod story;
 #[path = "audit/tamper.rs"]
 mod tamper;
 #[path = "audit/trouble.rs"]

@@ -2,13 +2,12 @@
 
 use std::fs;
 use std::io::Cursor;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use postern_tools::audit::{Broken, Filter, Kind, Outcome, Problem, table, table_for, verify};
+use postern_tools::audit::{Broken, Filter, Kind, Problem, table_for, verify};
 use tempfile::TempDir;
 
-use crate::log::{open, stopped, whole};
-use crate::samples;
+use crate::log::{open, stopped};
 
 /// Two files of one log, six records each, and their lines.
 struct Rotated {
@@ -182,48 +181,4 @@ fn a_line_longer_than_any_record_costs_no_more_than_one() {
     fs::write(&log.files[0], bytes).expect("written");
     let Err(Problem::Broken(broken)) = verify(&log.files) else { panic!("found") };
     assert_eq!((broken.place.line, broken.kind), (7, Kind::Cut));
-}
-
-fn shown(path: &Path, filter: &Filter) -> Vec<String> {
-    let file = fs::read(path).expect("readable");
-    let table = table_for(Cursor::new(file), filter, None).expect("shown");
-    table.lines().skip(1).map(|line| line.split_whitespace().nth(3).expect("an event").to_owned()).collect()
-}
-
-#[test]
-fn show_filters_by_path_command_outcome_and_time() {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = directory.path().join("audit.log");
-    let mut log = open(&path);
-    let samples = samples::all(b"/srv/data/file");
-    for record in &samples {
-        log.record(record).expect("written");
-    }
-    let all = shown(&path, &Filter::default());
-    assert_eq!(all.len(), samples.len() + 1);
-
-    let opens = shown(&path, &Filter { command: Some("guest-file-open".to_owned()), ..Filter::default() });
-    assert_eq!(opens.len(), 6 + 6 + 5);
-    let refused = Filter { path: Some("/srv/data".into()), outcome: Some(Outcome::Failure), ..Filter::default() };
-    assert_eq!(shown(&path, &refused), ["guest-file-open"; 5]);
-    let other = Filter { path: Some("/srv/dat".into()), ..Filter::default() };
-    assert_eq!(shown(&path, &other), Vec::<String>::new(), "a prefix ends at a slash");
-
-    let now = postern_core::audit::Timestamp::now();
-    assert_eq!(shown(&path, &Filter { until: Some(now), ..Filter::default() }).len(), all.len());
-    assert_eq!(shown(&path, &Filter { since: Some(now), ..Filter::default() }), Vec::<String>::new());
-}
-
-#[test]
-fn a_table_reads_so() {
-    let line = "{\"@timestamp\":\"2025-01-02T03:04:05.678901Z\",\"event\":{\"sequence\":7,\
-        \"action\":\"guest-file-open\",\"outcome\":\"success\"},\"file\":{\"path\":\"/srv/b\\u001b\",\"inode\":\"12\"},\
-        \"postern\":{\"stage\":\"granted\",\"requested\":\"/srv/a\",\"handle\":1000}}\n\x1b[2Jnoise\n";
-    assert_eq!(
-        table(Cursor::new(line)).expect("shown").replace(' ', "·"),
-        "TIME·(UTC)··············NUMBER·EVENT······················RESULT···DETAILS\n\
-         2025-01-02·03:04:05.678······7·guest-file-open············granted··/srv/a,·→·/srv/b\\u{1b},·handle·1000,·inode·12\n\
-         ·······························(no·record)·························\\u{1b}[2Jnoise\n"
-    );
-    whole(&[&rotated().files[0]]);
 }

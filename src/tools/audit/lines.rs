@@ -1,24 +1,65 @@
-//! Lines of a log file, bounded, and what makes one a record.
+//! Lines of log files, bounded, and what makes one a record of the chain.
 //!
 //! Trust: the bytes are anyone's.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read as _};
-use std::path::Path;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
 
-use postern_core::audit::{Hash, MAX_LINE, Seal};
+use postern_core::audit::{Hash, MAX_LINE, Seal, sequence_of};
 use serde_json::Value;
 
-/// Opens a file, or standard input for `-`.
-pub(super) fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
-    if path == Path::new("-") {
-        return Ok(Box::new(io::stdin().lock()));
+/// What is read at once: enough that reading costs little, and little enough
+/// that the first lines of a pipe are seen at once.
+const AT_ONCE: usize = 64 << 10;
+
+/// The first two bytes of what `gzip` and logrotate's `compress` make.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+/// A file, or standard input.
+pub(super) type Input = BufReader<Box<dyn Read>>;
+
+/// Opens a file, or standard input for `-`. What is compressed is refused, with
+/// the command that reads it.
+pub(super) fn open(path: &Path) -> io::Result<Input> {
+    let source: Box<dyn Read> = if is_stdin(path) {
+        Box::new(io::stdin())
+    } else {
+        let file = File::open(path)?;
+        if file.metadata()?.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        Box::new(file)
+    };
+    let mut input = BufReader::with_capacity(AT_ONCE, source);
+    if !is_stdin(path) && input.fill_buf()?.starts_with(&GZIP) {
+        return Err(io::Error::other("it is compressed: give it as standard input, zcat FILE | postern audit … -"));
     }
-    let file = File::open(path)?;
-    if file.metadata()?.is_dir() {
-        return Err(io::ErrorKind::IsADirectory.into());
+    Ok(input)
+}
+
+/// Whether a file's name stands for standard input.
+pub(super) fn is_stdin(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
+/// The files, oldest first by the number of their first records, so that
+/// `audit.jsonl*` can be given. In the order given where one of them is no
+/// regular file or does not begin with a record.
+pub(super) fn oldest_first(files: &[PathBuf]) -> Vec<PathBuf> {
+    let numbers: Option<Vec<u64>> = files.iter().map(|file| first_number(file)).collect();
+    let Some(numbers) = numbers else { return files.to_vec() };
+    let mut order: Vec<_> = numbers.into_iter().zip(files).collect();
+    order.sort_by_key(|(number, _)| *number);
+    order.into_iter().map(|(_, file)| file.clone()).collect()
+}
+
+/// The number of a regular file's first record.
+pub(super) fn first_number(path: &Path) -> Option<u64> {
+    if is_stdin(path) || !path.metadata().ok()?.is_file() {
+        return None;
     }
-    Ok(Box::new(BufReader::new(file)))
+    sequence_of(&next(&mut open(path).ok()?).ok()?)
 }
 
 /// The next line, with its newline if it has one; empty at the end. A line that

@@ -1,22 +1,30 @@
-//! `postern audit`: verify that a log is whole, show it to a person.
+//! `postern audit`: verify that a log is whole, show it to a person, sum it up.
 //!
 //! Trust: none in the files. Every line may have been edited by somebody who
 //! knows this code; lines are bounded, and nothing of them reaches a terminal
 //! unescaped.
 
 mod anchors;
+mod filter;
+mod follow;
 mod head;
 mod lines;
+mod record;
+mod report;
 mod show;
 mod verify;
+mod words;
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use show::Form;
+
 pub use anchors::{Against, Anchored, Contradiction, Doubt, verify_against};
+pub use filter::{Filter, Outcome};
 pub use head::head;
-pub use show::{Filter, Outcome, table, table_for};
+pub use show::{table, table_for};
 pub use verify::{Broken, Kind, Place, Problem, Verified, verify};
 
 /// Exit status where a file cannot be read; clap's own for wrong usage.
@@ -52,21 +60,48 @@ pub enum Command {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
-    /// Show records as a table
-    #[command(after_help = "Examples:\n  \
-        postern audit show --outcome failure /var/log/postern/audit.jsonl\n  \
-        postern audit show --path /etc --since 2025-11-22 audit.jsonl.1 audit.jsonl\n  \
-        postern audit show --command guest-file-open --json audit.jsonl | jq .file")]
+    /// Show records as a table, or as the lines that they are
+    #[command(
+        after_help = "Options of different kinds narrow each other; one given several times takes what any of them\n\
+        takes. Where nothing is filtered, lines that are no records are shown too.\n\nExamples:\n  \
+        postern audit show --denied --since 2h /var/log/postern/audit.jsonl\n  \
+        postern audit show --follow --since 0s /var/log/postern/audit.jsonl\n  \
+        postern audit show --path '/etc/*.conf' --since 2025-11-22 /var/log/postern/audit.jsonl*\n  \
+        zcat audit.jsonl.2.gz | postern audit show --event guest-file-open --json - | jq .file"
+    )]
     Show {
-        /// Log files, oldest first; - is standard input
+        /// Log files; - is standard input. Those that begin with a record are read oldest first
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
         /// Which records
         #[command(flatten)]
         filter: Filter,
-        /// The records as they stand in the file, one per line
+        /// The lines as they stand in the file, byte for byte
         #[arg(long)]
         json: bool,
+        /// Go on with what is added to the newest file, also when it is rotated
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Sum up a log: which files the host opened, was refused, when, how often
+    #[command(
+        after_help = "Exit status: 0 whole, 1 broken (there is a report all the same), 2 a file could not be read or the\n\
+        usage was wrong.\n\n\
+        The page that --html makes is one file without scripts and without references: it can be kept\n\
+        and opened offline.\n\nExamples:\n  postern audit report /var/log/postern/audit.jsonl\n  \
+        postern audit report --html /var/log/postern/audit.jsonl* > report.html\n  \
+        zcat -f audit.jsonl.2.gz audit.jsonl.1 audit.jsonl | postern audit report -"
+    )]
+    Report {
+        /// Log files; - is standard input. Those that begin with a record are read oldest first
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// A page for a browser instead of text
+        #[arg(long)]
+        html: bool,
+        /// How many rows of each table; the rest is summed up
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        top: usize,
     },
 }
 
@@ -117,13 +152,24 @@ impl Command {
                     }
                 }
             },
-            Self::Show { files, filter, json } => match show::run(&files, &filter, json) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(problem) => {
-                    _ = writeln!(io::stderr(), "{problem}");
-                    ExitCode::from(USAGE)
-                }
-            },
+            Self::Show { files, filter, json, follow } => {
+                let form = if json { Form::Lines } else { Form::Table };
+                status(show::run(&files, &filter, form, follow).map(|()| true))
+            }
+            Self::Report { files, html, top } => status(report::run(&files, html, top)),
+        }
+    }
+}
+
+/// The exit status of what printed something; whether that was a whole log.
+fn status(result: Result<bool, Problem>) -> ExitCode {
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(problem) => {
+            // Nobody is left to tell if stderr is closed.
+            _ = writeln!(io::stderr(), "{problem}");
+            ExitCode::from(USAGE)
         }
     }
 }

@@ -1,87 +1,21 @@
-//! Records as a table that a person can read.
+//! Records as a table that a person can read, or as the lines that they are.
 //!
 //! Trust: none in the lines. What is printed as table has every control
-//! character escaped and, on a terminal, fits its width.
+//! character escaped and, on a terminal, fits its width; lines are printed as
+//! they stand, but on a terminal escaped like the table.
 
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
-use jiff::civil::DateTime;
-use jiff::tz::TimeZone;
 use postern_core::sys::terminal;
 use serde_json::Value;
 
-use super::lines;
+use super::filter::{Filter, Sieve};
+use super::follow::Tail;
 use super::verify::Problem;
-
-/// Which records to show; all that are not given mean any.
-#[derive(Debug, Default, clap::Args)]
-pub struct Filter {
-    /// Records about this path or one beneath it, requested or resolved
-    #[arg(long, value_name = "PREFIX")]
-    pub path: Option<PathBuf>,
-    /// Records of this command or event, such as guest-file-open or process-died
-    #[arg(long, value_name = "NAME")]
-    pub command: Option<String>,
-    /// Records with this outcome
-    #[arg(long)]
-    pub outcome: Option<Outcome>,
-    /// Records from this time on: 2025-11-22, or with time, UTC unless it says otherwise
-    #[arg(long, value_name = "T", value_parser = time)]
-    pub since: Option<Timestamp>,
-    /// Records before this time
-    #[arg(long, value_name = "T", value_parser = time)]
-    pub until: Option<Timestamp>,
-}
-
-/// `event.outcome`; the third, `unknown`, is what was only asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Outcome {
-    /// It was done or granted.
-    Success,
-    /// It was refused or failed.
-    Failure,
-}
-
-impl Outcome {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Success => "success",
-            Self::Failure => "failure",
-        }
-    }
-}
-
-fn time(text: &str) -> Result<Timestamp, String> {
-    if let Ok(time) = text.parse::<Timestamp>() {
-        return Ok(time);
-    }
-    let civil: DateTime = text
-        .parse()
-        .map_err(|_| "write a date or a time, such as 2025-11-22 or 2025-11-22T13:05:00+01:00".to_owned())?;
-    civil.to_zoned(TimeZone::UTC).map(|zoned| zoned.timestamp()).map_err(|error| error.to_string())
-}
-
-impl Filter {
-    fn takes(&self, record: &Value) -> bool {
-        let event = &record["event"];
-        let at = || record["@timestamp"].as_str().and_then(|at| at.parse::<Timestamp>().ok());
-        let beneath =
-            |value: &Value, prefix: &Path| value.as_str().is_some_and(|path| Path::new(path).starts_with(prefix));
-        self.path.as_ref().is_none_or(|prefix| {
-            beneath(&record["file"]["path"], prefix) || beneath(&record["postern"]["requested"], prefix)
-        }) && self.command.as_ref().is_none_or(|name| event["action"] == name.as_str())
-            && self.outcome.is_none_or(|outcome| event["outcome"] == outcome.name())
-            && self.since.is_none_or(|since| at().is_some_and(|at| at >= since))
-            && self.until.is_none_or(|until| at().is_some_and(|at| at < until))
-    }
-
-    fn is_empty(&self) -> bool {
-        matches!(self, Self { path: None, command: None, outcome: None, since: None, until: None })
-    }
-}
+use super::words::escape;
+use super::{lines, record};
 
 /// All records of a log as a table, as wide as the terminal at stdout, or as
 /// wide as it needs.
@@ -92,70 +26,123 @@ pub fn table(reader: impl BufRead) -> io::Result<String> {
 /// The records that `filter` takes as a table of at most `width` characters.
 pub fn table_for(mut reader: impl BufRead, filter: &Filter, width: Option<usize>) -> io::Result<String> {
     let mut out = Vec::new();
-    writeln!(out, "{}", heading(width))?;
-    rows(&mut reader, filter, width, &mut out)?;
+    let mut printer = Printer::new(filter, Form::Table, width, &mut out);
+    printer.heading()?;
+    let mut line = Vec::new();
+    while lines::read(&mut reader, &mut line)? {
+        printer.line(&line)?;
+    }
     Ok(String::from_utf8_lossy(&out).into_owned())
 }
 
-pub(super) fn run(files: &[PathBuf], filter: &Filter, json: bool) -> Result<(), Problem> {
-    let width = terminal::columns(io::stdout());
+/// How records are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Table,
+    Lines,
+}
+
+/// Prints what `filter` takes of `files` to stdout; with `follow` goes on with
+/// what is added to the last of them, until it is interrupted.
+pub(super) fn run(files: &[PathBuf], filter: &Filter, form: Form, follow: bool) -> Result<(), Problem> {
+    let files = lines::oldest_first(files);
     let mut out = BufWriter::new(io::stdout().lock());
-    let mut print = || {
-        if !json {
-            writeln!(out, "{}", heading(width)).map_err(|source| (PathBuf::from("stdout"), source))?;
-        }
-        for file in files {
-            let at = |source| (file.clone(), source);
-            let mut reader = lines::open(file).map_err(at)?;
-            if json { raw(reader.as_mut(), filter, &mut out) } else { rows(reader.as_mut(), filter, width, &mut out) }
-                .map_err(at)?;
-        }
-        out.flush().map_err(|source| (PathBuf::from("stdout"), source))
-    };
-    match print() {
+    let mut printer = Printer::new(filter, form, terminal::columns(io::stdout()), &mut out);
+    match print(&files, &mut printer, follow) {
         // Whoever read the output, such as `head`, has had enough.
         Err((_, source)) if source.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result.map_err(|(file, source)| Problem::Unreadable { file, source }),
     }
 }
 
-fn raw(reader: &mut dyn BufRead, filter: &Filter, out: &mut dyn Write) -> io::Result<()> {
-    loop {
-        let line = lines::next(reader)?;
-        if line.is_empty() {
+fn print(files: &[PathBuf], printer: &mut Printer<'_, impl Write>, follow: bool) -> Result<(), (PathBuf, io::Error)> {
+    let stdout = |source| (PathBuf::from("stdout"), source);
+    printer.heading().map_err(stdout)?;
+    let (last, earlier) = files.split_last().map_or((None, files), |(last, earlier)| (Some(last), earlier));
+    let (followed, whole) = match last.filter(|last| follow && is_regular(last)) {
+        Some(last) => (Some(last), earlier),
+        None => (None, files),
+    };
+    let mut line = Vec::new();
+    for file in whole {
+        let at = |source| (file.clone(), source);
+        let mut input = lines::open(file).map_err(at)?;
+        loop {
+            // Nobody waits for records that were found, while more are read.
+            if input.buffer().is_empty() {
+                printer.out.flush().map_err(stdout)?;
+            }
+            if !lines::read(&mut input, &mut line).map_err(at)? {
+                break;
+            }
+            printer.line(&line).map_err(stdout)?;
+        }
+    }
+    if let Some(file) = followed {
+        let at = |source| (file.clone(), source);
+        let mut tail = Tail::open(file).map_err(at)?;
+        loop {
+            while let Some(line) = tail.next().map_err(at)? {
+                printer.line(line).map_err(stdout)?;
+            }
+            printer.out.flush().map_err(stdout)?;
+            tail.wait(io::stdout()).map_err(at)?;
+        }
+    }
+    printer.out.flush().map_err(stdout)
+}
+
+fn is_regular(path: &Path) -> bool {
+    !lines::is_stdin(path) && path.metadata().is_ok_and(|metadata| metadata.is_file())
+}
+
+/// Prints the lines that a filter takes.
+struct Printer<'a, W> {
+    filter: &'a Filter,
+    sieve: Sieve,
+    form: Form,
+    width: Option<usize>,
+    out: W,
+}
+
+impl<'a, W: Write> Printer<'a, W> {
+    fn new(filter: &'a Filter, form: Form, width: Option<usize>, out: W) -> Self {
+        Self { filter, sieve: filter.sieve(), form, width, out }
+    }
+
+    fn heading(&mut self) -> io::Result<()> {
+        match self.form {
+            Form::Table => {
+                let heading = columns("TIME (UTC)", "NUMBER", "EVENT", "RESULT", "DETAILS");
+                writeln!(self.out, "{}", fit(heading, self.width))
+            }
+            Form::Lines => Ok(()),
+        }
+    }
+
+    /// Where nothing is filtered, what is no record is shown, too.
+    fn line(&mut self, line: &[u8]) -> io::Result<()> {
+        let all = self.filter.is_empty();
+        let takes = || self.sieve.passes(line) && record::parse(line).is_some_and(|record| self.filter.takes(&record));
+        if !all && !takes() {
             return Ok(());
         }
-        let line = line.strip_suffix(b"\n").unwrap_or(&line);
-        if serde_json::from_slice(line).is_ok_and(|record| filter.takes(&record)) {
-            out.write_all(line)?;
-            out.write_all(b"\n")?;
+        match self.form {
+            Form::Lines if self.width.is_none() => self.out.write_all(line),
+            Form::Lines => writeln!(self.out, "{}", escape(text(line).trim_end_matches('\n'))),
+            Form::Table => {
+                let row = match serde_json::from_slice::<Value>(line) {
+                    Ok(value) if value.is_object() => row(&value),
+                    _ => columns("", "", "(no record)", "", &escape(text(line).trim_end_matches('\n'))),
+                };
+                writeln!(self.out, "{}", fit(row, self.width))
+            }
         }
     }
 }
 
-fn rows(reader: &mut dyn BufRead, filter: &Filter, width: Option<usize>, out: &mut dyn Write) -> io::Result<()> {
-    loop {
-        let line = lines::next(reader)?;
-        if line.is_empty() {
-            return Ok(());
-        }
-        match serde_json::from_slice::<Value>(&line) {
-            Ok(record) if record.is_object() && filter.takes(&record) => {
-                writeln!(out, "{}", fit(row(&record), width))?;
-            }
-            Ok(record) if record.is_object() => {}
-            // What is no record is shown where nothing was filtered.
-            _ if filter.is_empty() => {
-                let text = escape(String::from_utf8_lossy(&line).trim_end_matches('\n'));
-                writeln!(out, "{}", fit(columns("", "", "(no record)", "", &text), width))?;
-            }
-            _ => {}
-        }
-    }
-}
-
-fn heading(width: Option<usize>) -> String {
-    fit(columns("TIME (UTC)", "NUMBER", "EVENT", "RESULT", "DETAILS"), width)
+fn text(line: &[u8]) -> std::borrow::Cow<'_, str> {
+    String::from_utf8_lossy(line)
 }
 
 fn columns(time: &str, number: &str, event: &str, result: &str, details: &str) -> String {
@@ -171,7 +158,7 @@ fn row(record: &Value) -> String {
 }
 
 /// Members that a row shows, in this order: before the value, where it stands.
-const DETAILS: [(&str, &str); 31] = [
+const DETAILS: [(&str, &str); 37] = [
     ("", "/process/name"),
     ("#", "/postern/child"),
     ("pid ", "/process/pid"),
@@ -180,6 +167,7 @@ const DETAILS: [(&str, &str); 31] = [
     ("", "/postern/command"),
     ("mode ", "/postern/mode"),
     ("handle ", "/postern/handle"),
+    ("worker ", "/postern/child"),
     ("rule ", "/postern/rule"),
     ("device ", "/file/device"),
     ("inode ", "/file/inode"),
@@ -187,6 +175,8 @@ const DETAILS: [(&str, &str); 31] = [
     ("size ", "/file/size"),
     ("read ", "/postern/self_reported/bytes_read"),
     ("wrote ", "/postern/self_reported/bytes_written"),
+    ("now ", "/postern/after/size"),
+    ("changed ", "/postern/after/changed"),
     ("by ", "/postern/refused_by"),
     ("", "/event/reason"),
     ("", "/postern/errno"),
@@ -197,6 +187,9 @@ const DETAILS: [(&str, &str); 31] = [
     ("count ", "/postern/count"),
     ("", "/postern/mounts"),
     ("failed ", "/postern/failed"),
+    ("left frozen ", "/postern/left"),
+    ("left out ", "/postern/left_out"),
+    ("", "/postern/removed"),
     ("", "/postern/counts"),
     ("lost ", "/postern/lost"),
     ("unwritten ", "/postern/unwritten"),
@@ -211,6 +204,10 @@ fn details(record: &Value) -> String {
         let Some(value) = record.pointer(pointer) else { continue };
         // The resolved path only where it is another than the requested one.
         if pointer == "/file/path" && record.pointer("/postern/requested") == Some(value) {
+            continue;
+        }
+        // A process by its name, or the worker that asked.
+        if pointer == "/postern/child" && (label == "#") == record.pointer("/process/name").is_none() {
             continue;
         }
         let arrow = if pointer == "/file/path" && record.pointer("/postern/requested").is_some() { "→ " } else { "" };
@@ -234,18 +231,6 @@ fn plain(value: &Value) -> String {
             .join(", "),
         other => other.to_string(),
     }
-}
-
-/// Nothing in `text` moves a cursor or turns the direction of text.
-fn escape(text: &str) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut out, character| {
-        if postern_core::audit::is_harmful(character) {
-            _ = write!(out, "\\u{{{:x}}}", u32::from(character));
-        } else {
-            out.push(character);
-        }
-        out
-    })
 }
 
 /// Cuts a row to the width of the terminal. Every character counts as one

@@ -6,12 +6,12 @@
 //! is printed, to be compared with a head that left the machine.
 
 use std::fmt;
-use std::io::{self, BufRead};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use postern_core::audit::{Chain, Hash, Torn, is_whole, sequence_of};
 
-use super::lines::{self, Link};
+use super::lines::{self, Input, Link};
 
 /// A line of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +132,28 @@ pub(super) fn verify_and<P: AsRef<Path>>(
     files: &[P],
     heard: &mut dyn FnMut(&Link, &[u8]),
 ) -> Result<Verified, Problem> {
-    let mut reader = Lines::new(files);
+    check(&mut Lines::new(files, &mut |_| {}), heard)
+}
+
+/// As [`verify`], and has every line of all files `seen`, whatever it is, those
+/// behind the first break too.
+pub(super) fn verify_and_see<P: AsRef<Path>>(
+    files: &[P],
+    seen: &mut dyn FnMut(&[u8]),
+) -> Result<Verified, Problem> {
+    let mut reader = Lines::new(files, seen);
+    let verdict = check(&mut reader, &mut |_, _| {});
+    if let Err(Problem::Broken(_)) = verdict {
+        while reader.advance()? {}
+    }
+    verdict
+}
+
+fn check<P: AsRef<Path>>(
+    reader: &mut Lines<'_, P>,
+    heard: &mut dyn FnMut(&Link, &[u8]),
+) -> Result<Verified, Problem> {
+    let files = reader.files;
     let mut state = State::default();
     // The record before, which is not parsed where the next one vouches for it.
     let mut before: Option<(Link, Vec<u8>)> = None;
@@ -144,7 +165,7 @@ pub(super) fn verify_and<P: AsRef<Path>>(
         };
         let last = state.last;
         if let Err(misfit) = state.accept(reader.at, &link) {
-            return Err(state.blame(misfit, &link, &mut reader)?.into());
+            return Err(state.blame(misfit, &link, reader)?.into());
         }
         heard(&link, &reader.line);
         // Another run went on behind whatever stood there: its hash vouches for
@@ -295,13 +316,14 @@ struct At {
 struct Lines<'a, P> {
     files: &'a [P],
     at: At,
-    open: Option<Box<dyn BufRead>>,
+    open: Option<Input>,
     line: Vec<u8>,
+    seen: &'a mut dyn FnMut(&[u8]),
 }
 
 impl<'a, P: AsRef<Path>> Lines<'a, P> {
-    fn new(files: &'a [P]) -> Self {
-        Self { files, at: At::default(), open: None, line: Vec::new() }
+    fn new(files: &'a [P], seen: &'a mut dyn FnMut(&[u8])) -> Self {
+        Self { files, at: At::default(), open: None, line: Vec::new(), seen }
     }
 
     /// Goes to the next line, if there is one.
@@ -313,9 +335,10 @@ impl<'a, P: AsRef<Path>> Lines<'a, P> {
                 Some(reader) => reader,
                 None => self.open.insert(lines::open(file).map_err(unreadable)?),
             };
-            lines::read(reader.as_mut(), &mut self.line).map_err(unreadable)?;
+            lines::read(reader, &mut self.line).map_err(unreadable)?;
             if !self.line.is_empty() {
                 self.at.line += 1;
+                (self.seen)(&self.line);
                 return Ok(true);
             }
             self.open = None;
