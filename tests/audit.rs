@@ -14,6 +14,8 @@ mod keep;
 mod kept;
 #[path = "audit/log.rs"]
 mod log;
+#[path = "audit/long.rs"]
+mod long;
 #[path = "audit/reading.rs"]
 mod reading;
 #[path = "audit/records.rs"]

@@ -19,7 +19,9 @@ impl Shapes {
             let line = Chain::START.seal(Timestamp::UNIX_EPOCH, &Body::of(&record), None);
             let begin = line.find("\"action\"").expect("an action");
             let end = line.rfind("\"previous\":\"").expect("a hash");
-            (serde_json::from_str(&line).expect("JSON"), line[begin..end].to_owned())
+            // The largest number there is tests the writer, not the reader.
+            let body = line[begin..end].replace(&u64::MAX.to_string(), "137");
+            (serde_json::from_str(&line).expect("JSON"), body)
         });
         Self(shapes.collect())
     }

@@ -38,6 +38,7 @@ const NICE: [i64; 25] = [
     315_360_000,
 ];
 const SECOND: i64 = 1_000_000;
+const DAY: i64 = 86_400 * SECOND;
 const MOST_COLUMNS: i64 = 120;
 const MOST_MARKS: i64 = 8;
 
@@ -92,6 +93,13 @@ impl Scale {
         usize::try_from(column).unwrap_or(0).min(self.columns - 1)
     }
 
+    /// How far marks of time are apart.
+    fn marks(&self) -> i64 {
+        let length = self.begin(self.columns).saturating_sub(self.first);
+        let fits = |step: &i64| length / step < MOST_MARKS && *step >= self.step;
+        NICE.iter().map(|step| step * SECOND).find(fits).unwrap_or(length / MOST_MARKS + 1)
+    }
+
     fn begin(&self, column: usize) -> i64 {
         self.first.saturating_add(i64::try_from(column).unwrap_or(i64::MAX).saturating_mul(self.step))
     }
@@ -118,14 +126,16 @@ pub(super) fn write(page: &Page<'_>, out: &mut dyn Write) -> io::Result<()> {
     const GAP: f64 = 14.0;
     let bars: f64 = BARS.iter().map(|(.., height)| height + GAP).sum();
     let bottom = 8.0 + bars + SPAN * 3.0;
-    let height = bottom + 40.0;
+    let step = scale.marks();
+    // Two lines below, the day below the time, or one.
+    let height = bottom + if step < DAY { 40.0 } else { 24.0 };
     writeln!(
         out,
         "<svg viewBox=\"0 0 1008 {height}\" role=\"img\" aria-label=\"Timeline from {} to {} UTC\">",
         time(all.seen.first),
         time(all.seen.last)
     )?;
-    marks(&scale, bottom, out)?;
+    write_marks(&scale, step, bottom, out)?;
     let mut top = 8.0;
     for (name, class, lane, height) in BARS {
         write_bars(&scale, &columns, (name, class, lane as usize), (top, height), out)?;
@@ -215,10 +225,7 @@ fn peak(most: u64, height: f64) -> String {
 }
 
 /// Marks of time, and lines through all lanes.
-fn marks(scale: &Scale, bottom: f64, out: &mut dyn Write) -> io::Result<()> {
-    let length = scale.begin(scale.columns).saturating_sub(scale.first);
-    let fits = |step: &i64| length / step < MOST_MARKS && *step >= scale.step;
-    let step = NICE.iter().map(|step| step * SECOND).find(fits).unwrap_or(length / MOST_MARKS + 1);
+fn write_marks(scale: &Scale, step: i64, bottom: f64, out: &mut dyn Write) -> io::Result<()> {
     let first = scale.first.div_euclid(step) * step;
     let mut day = String::new();
     for at in (0..=MOST_MARKS + 1).map(|mark| first.saturating_add(mark * step)) {
@@ -233,7 +240,7 @@ fn marks(scale: &Scale, bottom: f64, out: &mut dyn Write) -> io::Result<()> {
         }
         let today = format(at, "%Y-%m-%d");
         let clock = match step {
-            step if step >= 86_400 * SECOND => "",
+            step if step >= DAY => "",
             step if step < 60 * SECOND => "%H:%M:%S",
             _ => "%H:%M",
         };
