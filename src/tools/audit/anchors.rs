@@ -282,7 +282,7 @@ fn read(file: &Path, heads: &mut Vec<Head>) -> std::io::Result<()> {
     let mut reader = lines::open(file)?;
     let mut line = Vec::new();
     let mut number = 0;
-    while lines::read(reader.as_mut(), &mut line)? {
+    while lines::read(&mut reader, &mut line)? {
         number += 1;
         let found = if line.starts_with(b"{") { of_journal(&line) } else { of_syslog(&line) };
         heads.extend(found.map(|(said, sender)| Head {

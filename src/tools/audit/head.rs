@@ -26,7 +26,7 @@ pub fn head<P: AsRef<Path>>(files: &[P]) -> Result<Option<(u64, Hash)>, Problem>
 fn last(file: &Path) -> io::Result<Option<(u64, Hash)>> {
     let mut reader = lines::open(file)?;
     let (mut line, mut last) = (Vec::new(), Vec::new());
-    while lines::read(reader.as_mut(), &mut line)? {
+    while lines::read(&mut reader, &mut line)? {
         if lines::is_sealed(&line) {
             std::mem::swap(&mut line, &mut last);
         }

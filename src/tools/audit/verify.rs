@@ -137,10 +137,7 @@ pub(super) fn verify_and<P: AsRef<Path>>(
 
 /// As [`verify`], and has every line of all files `seen`, whatever it is, those
 /// behind the first break too.
-pub(super) fn verify_and_see<P: AsRef<Path>>(
-    files: &[P],
-    seen: &mut dyn FnMut(&[u8]),
-) -> Result<Verified, Problem> {
+pub(super) fn verify_and_see<P: AsRef<Path>>(files: &[P], seen: &mut dyn FnMut(&[u8])) -> Result<Verified, Problem> {
     let mut reader = Lines::new(files, seen);
     let verdict = check(&mut reader, &mut |_, _| {});
     if let Err(Problem::Broken(_)) = verdict {
@@ -149,10 +146,7 @@ pub(super) fn verify_and_see<P: AsRef<Path>>(
     verdict
 }
 
-fn check<P: AsRef<Path>>(
-    reader: &mut Lines<'_, P>,
-    heard: &mut dyn FnMut(&Link, &[u8]),
-) -> Result<Verified, Problem> {
+fn check<P: AsRef<Path>>(reader: &mut Lines<'_, P>, heard: &mut dyn FnMut(&Link, &[u8])) -> Result<Verified, Problem> {
     let files = reader.files;
     let mut state = State::default();
     // The record before, which is not parsed where the next one vouches for it.
