@@ -3,7 +3,7 @@
 //!
 //! Two executables besides the shipped one play along: this test itself, whose
 //! workers are attackers' (see [`worker`]), and a build in which broker and
-//! opener do not check (see [`sabotage`]).
+//! opener do not check (see `support::sabotage`).
 
 mod support;
 
@@ -38,9 +38,9 @@ fn main() -> ExitCode {
     if let Some(status) = worker::as_child() {
         return status;
     }
-    let sabotaged = sabotage::binary();
+    let sabotaged = support::sabotage::binary();
     if std::env::args().nth(1).is_none_or(|argument| !matches!(argument.as_str(), "--role" | "--in-cell" | "--list")) {
-        sabotage::build();
+        support::sabotage::build();
     }
     runner::main(
         &[

@@ -111,14 +111,16 @@ impl Opener {
         let file = openat(&directory, name, filters::create_flags(mode), permissions).map_err(|errno| Refusal {
             errno,
             by: Barrier::Kernel,
-            resolved: Some(resolved),
+            resolved: Some(resolved.clone()),
         })?;
         // The directory may have been moved since: what counts is where the
-        // file is now.
-        let resolved = self.resolved(&file)?;
+        // file is now. One that was removed since is nowhere; the kernel's note
+        // of that is no part of its name.
+        let now = self.resolved(&file)?;
+        let path = if stat(&file)?.links == 0 { resolved } else { now };
         let number = file.as_raw_fd().to_string();
         let look = openat(&self.proc_self_fd, number.as_str(), LOOK, Permissions::empty()).map_err(Refusal::kernel)?;
-        let facts = Self::facts(&file, resolved, rule, true)?;
+        let facts = Self::facts(&file, path, rule, true)?;
         Ok(Opened { file, look, facts })
     }
 

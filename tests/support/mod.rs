@@ -14,5 +14,6 @@ pub(crate) mod journal;
 pub(crate) mod process;
 pub(crate) mod records;
 pub(crate) mod runner;
+pub(crate) mod sabotage;
 pub(crate) mod terminal;
 pub(crate) mod writers;

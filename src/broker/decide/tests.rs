@@ -309,12 +309,13 @@ fn each_open_meets_its_rule() {
         // Truncates: recorded first.
         ("/write/a", Mode::Write, on(1, true)),
         ("/write/a", Mode::WritePlus, on(1, true)),
-        ("/write/a", Mode::Append, on(1, false)),
-        // May make a file: recorded first.
+        // May make a file, here or, behind a link, beneath /create: recorded
+        // first.
+        ("/write/a", Mode::Append, on(1, true)),
         ("/create/a", Mode::Write, on(2, true)),
         ("/create/a", Mode::Append, on(2, true)),
         ("/create/a", Mode::Read, lacks(2)),
-        ("/append/a", Mode::Append, on(3, false)),
+        ("/append/a", Mode::Append, on(3, true)),
         ("/append/a", Mode::Write, lacks(3)),
         ("/append/a", Mode::ReadPlus, lacks(3)),
         ("/etc/passwd", Mode::Read, unreached.clone()),
@@ -328,6 +329,11 @@ fn each_open_meets_its_rule() {
     ];
     for (path, mode, due) in rows {
         assert_eq!(decide(USUAL, &open(path, mode), &policy), due, "{path} {mode:?}");
+    }
+    let mut nowhere = everything();
+    nowhere.files.remove(2);
+    for (path, rule) in [("/write/a", 1), ("/append/a", 2)] {
+        assert_eq!(decide(USUAL, &open(path, Mode::Append), &nowhere), on(rule, false), "{path}: no rule creates");
     }
     let full = State { files: HANDLES as usize, ..USUAL };
     let limit = no(Errno::EMFILE, "as many files are open as the policy allows", None);

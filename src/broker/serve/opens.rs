@@ -194,19 +194,11 @@ impl Broker {
             file: facts.clone(),
             mtime: moment(at_grant.mtime),
         };
-        let held = Held { path: facts.path.clone(), look, at_grant };
-        if cfg!(feature = "sabotage") {
-            // Broken on purpose: the tests must see that the record comes late.
-            self.files.insert(opening.handle, held);
-            self.answer(&Answer::Opened { handle: opening.handle }, Some(file));
-            self.record_first(&granted);
-            return;
-        }
         if !self.record_first(&granted) {
             let refusal = no_record(facts.rule.into(), Some(facts.path.clone()));
             return self.refuse_open(&opening.path, opening.mode, refusal);
         }
-        self.files.insert(opening.handle, held);
+        self.files.insert(opening.handle, Held { path: facts.path.clone(), look, at_grant });
         self.answer(&Answer::Opened { handle: opening.handle }, Some(file));
     }
 

@@ -26,9 +26,8 @@ use postern_core::messages::{Ask, Use, WirePath};
 use postern_core::policy::rules::Mode;
 
 use crate::host::{POLICY, home};
-use crate::sabotage;
 use crate::support::agent::{Agent, BINARY, Home, eventually};
-use crate::support::cell;
+use crate::support::{cell, sabotage};
 use crate::worker;
 use attacker::{LOG, to_hex};
 use host::Attack;

@@ -1,0 +1,219 @@
+//! What must stand before what, in a trace of the whole family.
+//!
+//! * before a descriptor leaves the broker for a worker, as `Opened`: the record
+//!   that grants its handle, and of this file, written whole;
+//! * before the opener calls what creates or truncates: the record that it was
+//!   asked for, written whole, and since the order before this one.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use postern_core::ipc::Wire;
+use postern_core::messages::{Answer, OpenerOrder};
+use postern_core::policy::rules::Mode;
+use serde_json::Value;
+
+use crate::strace::{Call, Trace, field, name_of, string};
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(crate) struct Verdict {
+    /// Opens that a worker asked for.
+    pub(crate) asks: usize,
+    /// Descriptors that were handed to a worker.
+    pub(crate) handed: usize,
+    /// Calls that could create or truncate.
+    pub(crate) effects: usize,
+    /// Records written whole, by their `event.sequence`.
+    pub(crate) written: Vec<u64>,
+    /// Writes to the log that failed.
+    pub(crate) failed: usize,
+    /// Calls that the tracer made fail.
+    pub(crate) injected: BTreeMap<String, usize>,
+    /// Effects and descriptors without a record before them.
+    pub(crate) late: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Broker,
+    Spawner,
+    Opener,
+    Worker,
+}
+
+#[derive(Debug)]
+struct Order {
+    path: Vec<u8>,
+    mode: Mode,
+    asked: bool,
+}
+
+struct Reader<'a> {
+    log: &'a str,
+    roles: BTreeMap<i32, Role>,
+    verdict: Verdict,
+    /// Path by handle.
+    granted: BTreeMap<u64, String>,
+    /// The last record, if it is of an open that is asked for.
+    asked: Option<(String, String)>,
+    orders: Vec<Order>,
+    /// What each opener looks at: the path of its order.
+    looking: BTreeMap<i32, Vec<u8>>,
+    /// What is left to write of a record that the kernel took in parts.
+    line: Vec<u8>,
+    left: usize,
+}
+
+/// Reads a trace that begins with the broker's birth.
+pub(crate) fn judge(trace: &Trace, log: &Path) -> Result<Verdict, String> {
+    let mut reader = Reader {
+        log: log.to_str().ok_or("the log's path")?,
+        roles: BTreeMap::new(),
+        verdict: Verdict::default(),
+        granted: BTreeMap::new(),
+        asked: None,
+        orders: Vec::new(),
+        looking: BTreeMap::new(),
+        line: Vec::new(),
+        left: 0,
+    };
+    if let Some(first) = trace.calls.first() {
+        reader.roles.insert(first.pid, Role::Broker);
+    }
+    for call in &trace.calls {
+        reader.meet(call).map_err(|why| format!("line {}: {why}: {call:?}", call.ended + 1))?;
+    }
+    Ok(reader.verdict)
+}
+
+impl Reader<'_> {
+    fn meet(&mut self, call: &Call) -> Result<(), String> {
+        if call.injected {
+            *self.verdict.injected.entry(call.name.clone()).or_default() += 1;
+        }
+        let argument = |number: usize| call.arguments.get(number).map(String::as_str).ok_or("an argument is missing");
+        let role = self.roles.get(&call.pid).copied();
+        match (call.name.as_str(), role) {
+            ("execve" | "execveat", _) => {
+                let is = |name: &str| call.arguments.iter().any(|one| one == &format!("[\"postern: {name}\"]"));
+                let found = [("spawner", Role::Spawner), ("opener", Role::Opener), ("worker", Role::Worker)];
+                if let Some((_, role)) = found.into_iter().find(|(name, _)| is(name)) {
+                    self.roles.insert(call.pid, role);
+                }
+            }
+            ("write", Some(Role::Broker)) if name_of(argument(0)?).is_some_and(|name| name.starts_with(self.log)) => {
+                self.write(&string(argument(1)?).ok_or("a record was cut")?, call.result)?;
+            }
+            ("sendto", Some(Role::Broker)) => {
+                let frame = string(argument(1)?).ok_or("a frame was cut")?;
+                // An answer that starts with the same byte has 5.
+                if frame.first() == Some(&4) && frame.len() > 5 && call.result.is_none_or(|sent| sent > 0) {
+                    self.order(&frame)?;
+                }
+            }
+            ("sendto", Some(Role::Worker)) => {
+                let frame = string(argument(1)?).ok_or("a frame was cut")?;
+                self.verdict.asks += usize::from(frame.first() == Some(&3));
+            }
+            ("sendmsg", Some(Role::Broker)) => self.hand(call)?,
+            ("sendmsg" | "sendto", Some(Role::Opener)) => drop(self.looking.remove(&call.pid)),
+            ("openat", Some(Role::Opener)) => self.open(call)?,
+            ("sendmsg", Some(_)) => return Err("who passes descriptors here?".to_owned()),
+            // Before its birth by exec, a child is its parent's copy.
+            (_, None) if matches!(call.name.as_str(), "sendmsg" | "sendto") => return Err("who is this?".to_owned()),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A write to the log: whole, or but for its newline, it is a record.
+    fn write(&mut self, bytes: &[u8], result: Option<i64>) -> Result<(), String> {
+        let Some(written) = result.and_then(|count| usize::try_from(count).ok()) else {
+            self.verdict.failed += 1;
+            self.left = 0;
+            return Ok(());
+        };
+        if self.left == bytes.len() && self.line.ends_with(bytes) {
+            self.left -= written;
+        } else {
+            self.line = bytes.to_vec();
+            self.left = bytes.len() - written;
+        }
+        if self.left > 1 {
+            return Ok(());
+        }
+        self.left = 0;
+        let record: Value =
+            serde_json::from_slice(self.line.trim_ascii()).map_err(|why| format!("no record: {why}"))?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        self.verdict.written.push(record["event"]["sequence"].as_u64().ok_or("a record without a number")?);
+        if record["event"]["action"] == "guest-file-open" {
+            let postern = &record["postern"];
+            match text(&postern["stage"]).as_str() {
+                "granted" => {
+                    let handle = postern["handle"].as_u64().ok_or("a handle")?;
+                    self.granted.insert(handle, text(&record["file"]["path"]));
+                }
+                "asked" => self.asked = Some((text(&postern["requested"]), text(&postern["mode"]))),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn order(&mut self, frame: &[u8]) -> Result<(), String> {
+        let order = OpenerOrder::whole(frame).map_err(|why| format!("no order: {why}"))?;
+        let OpenerOrder::Open { path, mode, .. } = order else { return Err("another order".to_owned()) };
+        let path = path.as_slice().to_vec();
+        let asked = self.asked.take().is_some_and(|(asked, how)| asked.as_bytes() == path && how == mode.fopen());
+        self.orders.push(Order { path, mode, asked });
+        Ok(())
+    }
+
+    /// The broker passes a descriptor on.
+    fn hand(&mut self, call: &Call) -> Result<(), String> {
+        let message = call.arguments.get(1).ok_or("a message")?;
+        if !message.contains("SCM_RIGHTS") {
+            return Ok(());
+        }
+        let frame = field(message, "iov_base").and_then(string).ok_or("a frame")?;
+        let file = field(message, "cmsg_data").and_then(|list| list.strip_prefix('[')?.strip_suffix(']'));
+        let file = file.and_then(name_of).ok_or("what descriptor?")?;
+        let is_socket = file.starts_with("socket:");
+        match Answer::whole(&frame) {
+            // A channel, or a new child's socket to the spawner.
+            _ if is_socket && (frame.first() == Some(&2)) => Ok(()),
+            Ok(Answer::Opened { handle }) => {
+                self.verdict.handed += 1;
+                match self.granted.get(&handle) {
+                    Some(path) if path == file => {}
+                    other => self.verdict.late.push(format!("handle {handle}, {file}, is handed over: {other:?}")),
+                }
+                Ok(())
+            }
+            _ => Err("what is passed here?".to_owned()),
+        }
+    }
+
+    fn open(&mut self, call: &Call) -> Result<(), String> {
+        let [at, path, flags, ..] = &call.arguments[..] else { return Err("too few arguments".to_owned()) };
+        let path = string(path).ok_or("a path was cut")?;
+        if flags.contains("O_PATH") && at.starts_with("AT_FDCWD") {
+            // The first look is at the order's path, the next at its directory.
+            self.looking.entry(call.pid).or_insert(path);
+            return Ok(());
+        }
+        if !flags.contains("O_CREAT") && !flags.contains("O_TRUNC") {
+            return Ok(());
+        }
+        self.verdict.effects += 1;
+        let wanted = self.looking.get(&call.pid).ok_or("it opens without looking")?;
+        let order = self.orders.iter().rev().find(|order| order.path == *wanted).ok_or("nobody ordered this")?;
+        if !order.asked {
+            let wanted = String::from_utf8_lossy(wanted);
+            self.verdict.late.push(format!("{wanted} ({}) is opened with {flags}", order.mode.fopen()));
+        }
+        Ok(())
+    }
+}
