@@ -20,6 +20,8 @@ mod commands;
 mod crashes;
 #[path = "live/evidence.rs"]
 mod evidence;
+#[path = "live/facts.rs"]
+mod facts;
 #[path = "live/freezes.rs"]
 mod freezes;
 #[path = "live/heads.rs"]
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         shutdowns::TESTS,
         evidence::TESTS,
         canary::TESTS,
+        facts::TESTS,
         heads::TESTS,
         channels::TESTS,
         starts::TESTS,

@@ -108,6 +108,8 @@ pub(crate) struct Broker {
     /// The worker's open files.
     files: BTreeMap<u64, Held>,
     opening: Option<Opening>,
+    /// Opens whose worker ended while the opener was at them, and that worker.
+    unanswered: Vec<(u32, Opening)>,
     opens: u64,
     /// Which freeze command runs; for the record of its end.
     freezing: Option<Command>,
@@ -156,6 +158,7 @@ impl Broker {
             last_words: None,
             files: BTreeMap::new(),
             opening: None,
+            unanswered: Vec::new(),
             opens: 0,
             freezing: None,
             owes_thaw: false,
@@ -195,6 +198,7 @@ impl Broker {
                 if let Some(lost) = self.lost.take() {
                     return Err(Fatal::Host(lost));
                 }
+                self.forget_unanswered();
                 self.note(&Record::Stopped { reason: text(self.stop_reason.as_bytes()) });
                 return Ok(());
             }

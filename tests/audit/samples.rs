@@ -156,6 +156,8 @@ pub(crate) fn all(text: &[u8]) -> Vec<Record> {
     ];
     for mode in Mode::ALL {
         records.push(Record::OpenAsked { child: 1, requested: own(), mode, rule: 0 });
+        let file = mode.creates().then(|| facts(path, 1));
+        records.push(Record::OpenUnanswered { child: 1, requested: own(), mode, rule: 1, file });
         let (file, mtime) = (facts(path, u16::MAX), Timestamp::UNIX_EPOCH);
         records.push(Record::OpenGranted { child: 1, requested: own(), mode, handle: 1000, file, mtime });
     }

@@ -157,7 +157,9 @@ impl Broker {
             port.look_again();
         }
         self.owes_thaw = false;
-        self.opening = None;
+        if let Some(opening) = self.opening.take() {
+            self.leave_unanswered(worker.id, opening);
+        }
         let why = if self.stopping.is_some() { Closing::Stopping } else { Closing::WorkerDied };
         for (handle, held) in std::mem::take(&mut self.files) {
             self.note(&held.closed(worker.id, handle, why, None));
@@ -168,6 +170,7 @@ impl Broker {
         if let Some(opener) = self.opener.take() {
             self.let_go(Role::Opener, &opener);
         }
+        self.forget_unanswered();
         if let Some(opening) = self.opening.take() {
             let rule = Some(opening.rule);
             let why = "the opener ended";

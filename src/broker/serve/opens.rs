@@ -110,7 +110,10 @@ impl Broker {
                 }
             }
             OpenerReport::NotOpened { id, errno, by, resolved } => {
-                let Some(opening) = self.opening.take_if(|opening| opening.id == id) else { return Ok(()) };
+                let Some(opening) = self.opening.take_if(|opening| opening.id == id) else {
+                    self.end_unanswered(id, None);
+                    return Ok(());
+                };
                 if by == Barrier::Kernel && errno == Errno::EACCES as i32 && self.is_stale(&opening) {
                     self.open_again(opening);
                     return Ok(());
@@ -180,7 +183,9 @@ impl Broker {
     /// An object was opened. Its descriptor goes to the worker only behind the
     /// record.
     fn opened(&mut self, id: u64, facts: &Facts, file: &OwnedFd, look: OwnedFd) {
-        let Some(opening) = self.opening.take_if(|opening| opening.id == id) else { return };
+        let Some(opening) = self.opening.take_if(|opening| opening.id == id) else {
+            return self.end_unanswered(id, Some(facts));
+        };
         let Some(at_grant) = self.as_told(facts, file, &look) else {
             self.opening = Some(opening);
             self.replace_unsound("it passed another object than it told of");
@@ -200,6 +205,31 @@ impl Broker {
         }
         self.files.insert(opening.handle, Held { path: facts.path.clone(), look, at_grant });
         self.answer(&Answer::Opened { handle: opening.handle }, Some(file));
+    }
+
+    /// Keeps an open whose worker has ended until the opener tells what came of
+    /// it: it may have made or truncated a file.
+    pub(super) fn leave_unanswered(&mut self, child: u32, opening: Opening) {
+        let sent = opening.sent;
+        let id = opening.id;
+        self.unanswered.push((child, opening));
+        if !sent {
+            self.end_unanswered(id, None);
+        }
+    }
+
+    fn end_unanswered(&mut self, id: u64, file: Option<&Facts>) {
+        let Some(at) = self.unanswered.iter().position(|(_, opening)| opening.id == id) else { return };
+        let (child, Opening { path, mode, rule, .. }) = self.unanswered.swap_remove(at);
+        let requested = text(path.as_slice());
+        self.note(&Record::OpenUnanswered { child, requested, mode, rule, file: file.cloned() });
+    }
+
+    /// Records those of which nobody will tell any more.
+    pub(super) fn forget_unanswered(&mut self) {
+        while let Some(id) = self.unanswered.first().map(|(_, opening)| opening.id) {
+            self.end_unanswered(id, None);
+        }
     }
 
     pub(super) fn refuse_open(&mut self, path: &WirePath, mode: Mode, refusal: Refusal) {

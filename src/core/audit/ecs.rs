@@ -115,6 +115,7 @@ fn head(record: &Record) -> Head {
         Record::OpenAsked { mode, .. } => row(OPEN, &["file"], access(*mode), "unknown", Some("asked")),
         Record::OpenGranted { mode, .. } => row(OPEN, &["file"], access(*mode), "success", Some("granted")),
         Record::OpenRefused { .. } => row(OPEN, &["api", "file"], &["access", "denied"], "failure", Some("refused")),
+        Record::OpenUnanswered { mode, .. } => row(OPEN, &["file"], access(*mode), "failure", Some("failed")),
         Record::FileClosed { .. } => row("guest-file-close", &["file"], &["info"], "success", Some("done")),
         Record::CommandRefused { command, .. } =>
             row(known(command).unwrap_or("unknown-command"), &["api"], &["denied"], "failure", Some("refused")),
@@ -190,6 +191,14 @@ fn details(record: &Record, out: &mut Fields) {
             put_errno(out, *errno);
             if let Some(path) = resolved {
                 text(out, "file.path", "postern.path_bytes", path);
+            }
+        }
+        Record::OpenUnanswered { child, requested, mode, rule, file } => {
+            reason(out, "the worker ended before it was answered");
+            put_child(out, *child);
+            put_asked(out, requested, *mode, Some(*rule));
+            if let Some(file) = file {
+                put_file(out, file);
             }
         }
         Record::FileClosed { child, handle, why, path, after, used } => {

@@ -209,6 +209,20 @@ pub enum Record {
         /// The path that the kernel resolved, if it got so far.
         resolved: Option<Text>,
     },
+    /// The worker that asked ended before it was answered: nobody was given the
+    /// file.
+    OpenUnanswered {
+        /// The broker's number of the worker that asked.
+        child: u32,
+        /// The host's path.
+        requested: Text,
+        /// The host's mode.
+        mode: Mode,
+        /// Index of the rule that allows it.
+        rule: usize,
+        /// What the opener opened, made or truncated, if it got so far: its word.
+        file: Option<Facts>,
+    },
     /// A handle ended.
     FileClosed {
         /// The broker's number of the worker that held it.
