@@ -10,8 +10,6 @@ mod commands;
 mod ecs;
 #[path = "audit/keep.rs"]
 mod keep;
-#[path = "support/records.rs"]
-mod kept;
 #[path = "audit/log.rs"]
 mod log;
 #[path = "audit/long.rs"]
