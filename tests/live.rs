@@ -26,6 +26,8 @@ mod facts;
 mod freezes;
 #[path = "live/heads.rs"]
 mod heads;
+#[path = "live/keep.rs"]
+mod keep;
 #[path = "audit/samples.rs"]
 #[allow(dead_code, reason = "its own tests run in the target `audit`")]
 mod samples;
@@ -45,7 +47,19 @@ use std::process::ExitCode;
 use support::agent::BINARY;
 use support::runner;
 
-const PROGRAMS: &[&str] = &[BINARY, "losetup", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "unshare"];
+const PROGRAMS: &[&str] = &[
+    BINARY,
+    "losetup",
+    "mkfs.ext4",
+    "mkfs.xfs",
+    "mkfs.btrfs",
+    "unshare",
+    "sh",
+    "logrotate",
+    "gzip",
+    "strace",
+    "xfs_io",
+];
 
 fn main() -> ExitCode {
     let tests: Vec<runner::Test> = [
@@ -57,6 +71,7 @@ fn main() -> ExitCode {
         canary::TESTS,
         facts::TESTS,
         heads::TESTS,
+        keep::TESTS,
         channels::TESTS,
         starts::TESTS,
         service::TESTS,

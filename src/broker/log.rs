@@ -30,6 +30,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::unistd::fdatasync;
 use postern_core::audit::{Body, Chain, Confinement, Hash, Lost, Opening, Record, Run, Timestamp};
 use postern_core::confine::filters::LogNeeds;
+use postern_core::messages::Barrier;
 use postern_core::policy::{Audit, Fsync};
 
 use end::End;
@@ -217,7 +218,7 @@ impl Log {
     pub fn note(&mut self, record: &Record) -> Result<Receipt, LogError> {
         let (at, body) = (Timestamp::now(), Body::of(record));
         let repeatable = is_repeatable(record);
-        if repeatable && !self.admits(&body) {
+        if repeatable && !self.admits(record, &body) {
             self.flood.count(record, at);
             return Ok(Receipt::Counted);
         }
@@ -513,15 +514,22 @@ impl Log {
     }
 
     /// Whether one more of what a host can repeat is listed. Where opens are
-    /// refused, the first is, so that the log says so itself.
-    fn admits(&mut self, body: &Body) -> bool {
-        let now = Instant::now();
+    /// refused for want of room, the first of them is, so that the log says so
+    /// itself.
+    fn admits(&mut self, record: &Record, body: &Body) -> bool {
         self.spent |= !self.has_room(body, Room::Opens);
-        if !self.flood.has_room(now) || (self.spent && std::mem::replace(&mut self.told_spent, true)) {
-            return false;
+        if self.spent {
+            let says_so = matches!(record, Record::OpenRefused { by: Barrier::Audit, .. });
+            if !says_so || std::mem::replace(&mut self.told_spent, true) {
+                return false;
+            }
         }
-        self.flood.pay(now, body.len());
-        true
+        let now = Instant::now();
+        let admits = self.flood.has_room(now);
+        if admits {
+            self.flood.pay(now, body.len());
+        }
+        admits
     }
 
     /// [`Log::wait`] while the log is held; a full ring is news once.

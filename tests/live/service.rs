@@ -48,20 +48,20 @@ fn bounded(arguments: &[String]) {
 const LIMIT: Duration = Duration::from_millis(400);
 
 /// The stand-in for systemd.
-struct Manager {
+pub(crate) struct Manager {
     socket: UnixDatagram,
     path: PathBuf,
 }
 
 impl Manager {
-    fn new(home: &Home) -> Self {
+    pub(crate) fn new(home: &Home) -> Self {
         let path = home.path("notify");
         let socket = UnixDatagram::bind(&path).expect("a socket");
         Self { socket, path }
     }
 
     /// The command of an agent that is to notify this manager.
-    fn command(&self, home: &Home, policy: &str) -> Command {
+    pub(crate) fn command(&self, home: &Home, policy: &str) -> Command {
         let mut command = home.command(policy);
         command.env("NOTIFY_SOCKET", &self.path);
         command
@@ -90,7 +90,7 @@ impl Manager {
     }
 
     /// The next note that does not feed the watchdog.
-    fn told(&self) -> String {
+    pub(crate) fn told(&self) -> String {
         loop {
             let note = self.next();
             if note != "WATCHDOG=1" {
