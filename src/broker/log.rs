@@ -554,3 +554,6 @@ impl Log {
         self.failed = if result.is_ok() { 0 } else { self.failed.saturating_add(1) };
     }
 }
+
+#[cfg(test)]
+mod tests;
