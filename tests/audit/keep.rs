@@ -251,12 +251,13 @@ fn age(file: &Path, age: Duration) {
 }
 
 fn write_files(log: &mut Log, place: &Place, files: usize) {
-    for number in 0.. {
+    for number in 0..100 * files {
         if aside(place).len() >= files {
             return;
         }
         log.record(&stopped(&format!("number {number}"))).expect("written");
     }
+    panic!("{} of {files} files are there", aside(place).len());
 }
 
 #[test]
