@@ -356,6 +356,9 @@ fn a_disk_that_fails_refuses_opens() {
     assert!(said.contains("I/O error"), "{said}");
 }
 
+/// Puts something where the log should be.
+type Make = fn(&Path);
+
 fn a_log_that_cannot_be_had_is_no_start() {
     let start = |home: &Home| {
         let mut command = home.command(&audit("rotate_bytes = 65536\n"));
@@ -375,7 +378,6 @@ fn a_log_that_cannot_be_had_is_no_start() {
         assert_eq!(status, Some(6), "{said}");
         assert!(said.contains("Read-only file system"), "{said}");
     }
-    type Make = fn(&Path);
     let makes: [(&str, Make); 4] = [
         ("is not a regular file", |path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::all()).expect("a FIFO")),
         ("is not a regular file", |path| fs::create_dir(path).expect("a directory")),
@@ -419,7 +421,7 @@ fn a_log_that_is_exchanged_is_left_alone() {
         granted += 1;
     }
     assert!(!Path::new("/tmp/elsewhere").exists());
-    let found = records(&[old.clone()]);
+    let found = records(std::slice::from_ref(&old));
     assert!(found.iter().filter(|record| record["postern"]["stage"] == "granted").count() >= granted - 1);
     // The whole directory goes: no record can be written anywhere, and the
     // operator learns what to do.
