@@ -30,10 +30,11 @@ fn number(head: &Value, name: &str) -> u64 {
     head[name].as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{name}: {head}"))
 }
 
-/// Makes records, each answered.
+/// Makes records, each in a round of the broker's loop: it is asked in between.
 fn refused(host: &mut Host, count: usize) {
     for _ in 0..count {
         host.fails("guest-exec", &Value::Null);
+        host.returns("guest-fsfreeze-status", &Value::Null);
     }
 }
 
@@ -141,7 +142,10 @@ fn heads_reach_journald() {
     assert_eq!(insist(&machine, "guest-fsfreeze-status"), "thawed");
     machine.sh("systemctl stop postern");
     let (status, said) = verified(&mut machine);
-    assert!(status == 3 && said.starts_with("rewritten: record 1 or one before it"), "{status}: {said}");
+    assert!(
+        status == 3 && said.starts_with("rewritten: record") && said.contains("or one before it"),
+        "{status}: {said}"
+    );
     machine.note(&format!("{missed} of {MANY} missed while journald was stopped; cut and rewritten logs found"));
 }
 
@@ -173,7 +177,7 @@ fn heads_reach_a_syslog_daemon_that_was_restarted() {
         machine.sh("kill $(pidof syslogd); while pidof syslogd; do sleep 0.1; done; rm -f /dev/log");
         refused(&mut host, 5);
     }
-    assert_eq!(machine.sh(warned), "4\n", "and once after each that was there and was gone");
+    assert_eq!(machine.sh(warned), "5\n", "and once after each that was there and was gone");
     machine.sh(STOP);
     machine.note("found again three times, with Landlock on sockets' names");
 }
