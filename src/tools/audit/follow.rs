@@ -131,11 +131,8 @@ impl Tail {
     fn successor(&mut self) -> io::Result<Option<File>> {
         let own = self.file.get_ref().metadata()?;
         let same = |other: &Metadata| (other.dev(), other.ino()) == (own.dev(), own.ino());
-        let named = match open(&self.path)? {
-            // Between the rename and the new file there is none of this name.
-            None => return Ok(None),
-            Some(file) => file,
-        };
+        // Between the rename and the new file there is none of this name.
+        let Some(named) = open(&self.path)? else { return Ok(None) };
         if same(&named.metadata()?) {
             if own.len() >= self.read {
                 return Ok(None);

@@ -6,6 +6,7 @@
 //! in the order of its characters, whatever its script. Should markup get
 //! through all the same, the page's own policy lets it load and run nothing.
 
+use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use base64::Engine as _;
@@ -153,9 +154,8 @@ fn safe(text: &str) -> String {
             '"' => out.push_str("&#34;"),
             '\'' => out.push_str("&#39;"),
             _ if is_harmful(character) => {
-                out.push_str("<i>");
-                out.push_str(&format!("U+{:04X}", u32::from(character)));
-                out.push_str("</i>");
+                // Writing to a String cannot fail.
+                _ = write!(out, "<i>U+{:04X}</i>", u32::from(character));
             }
             _ => out.push(character),
         }
@@ -169,7 +169,7 @@ fn safe_bytes(bytes: &[u8]) -> String {
     for chunk in bytes.utf8_chunks() {
         out.push_str(&safe(chunk.valid()));
         for byte in chunk.invalid() {
-            out.push_str(&format!("<i>{byte:02X}</i>"));
+            _ = write!(out, "<i>{byte:02X}</i>");
         }
     }
     out

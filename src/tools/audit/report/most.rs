@@ -80,7 +80,9 @@ impl<K: AsRef<[u8]> + Clone + Ord, V: Tally> Most<K, V> {
         rows.sort_by_key(|(_, tally)| std::cmp::Reverse(tally.weight()));
         let mut rest = V::default();
         let cut = rows.split_off(count.min(rows.len()));
-        cut.iter().for_each(|(_, tally)| rest.absorb(tally));
+        for (_, tally) in &cut {
+            rest.absorb(tally);
+        }
         Top { rows, others: cut.len() as u64, rest }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Trust: cells are hostile and escaped here.
 
+use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use super::super::words::{bytes, escape, escape_bytes, number, time};
@@ -49,9 +50,10 @@ fn write_table(table: &Table<'_>, out: &mut dyn Write) -> io::Result<()> {
             let mut line = String::new();
             for &column in &order {
                 let (cell, width) = (&row[column], widths[column]);
-                line += &match table.columns[column].1 {
-                    Kind::Numbers => format!("  {cell:>width$}"),
-                    Kind::Words | Kind::Name => format!("  {cell:<width$}"),
+                // Writing to a String cannot fail.
+                _ = match table.columns[column].1 {
+                    Kind::Numbers => write!(line, "  {cell:>width$}"),
+                    Kind::Words | Kind::Name => write!(line, "  {cell:<width$}"),
                 };
             }
             writeln!(out, "{}", line.trim_end())?;

@@ -54,6 +54,10 @@ const BARS: [(&str, &str, Lane, f64); LANES] = [
     ("Other records", "other", Lane::Other, 24.0),
 ];
 
+/// Units between two lanes with bars, and those that a lane with spans takes.
+const GAP: f64 = 14.0;
+const SPAN: f64 = 18.0;
+
 /// A lane of spans: name, class, from and to.
 type Spans<'a> = (&'static str, &'static str, Vec<(i64, Option<i64>)>);
 
@@ -122,8 +126,6 @@ pub(super) fn write(page: &Page<'_>, out: &mut dyn Write) -> io::Result<()> {
         ("Frozen", "frozen", all.freezes.iter().map(|one| (one.from, one.to)).collect()),
         ("Postern runs", "run", all.runs.iter().map(|one| (one.from, one.to)).collect()),
     ];
-    const SPAN: f64 = 18.0;
-    const GAP: f64 = 14.0;
     let bars: f64 = BARS.iter().map(|(.., height)| height + GAP).sum();
     let bottom = 8.0 + bars + SPAN * 3.0;
     let step = scale.marks();
