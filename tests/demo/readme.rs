@@ -134,9 +134,17 @@ fn commands() -> Vec<String> {
 #[test]
 fn every_command_can_be_typed() {
     let all = commands();
-    for expected in
-        ["run", "demo", "call", "policy check", "policy explain", "policy test", "audit verify", "audit show"]
-    {
+    for expected in [
+        "run",
+        "demo",
+        "call",
+        "policy check",
+        "policy explain",
+        "policy test",
+        "audit verify",
+        "audit show",
+        "audit report",
+    ] {
         assert!(all.iter().any(|line| line.starts_with(expected)), "README says nothing of postern {expected}");
     }
     for line in all {
