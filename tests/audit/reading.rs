@@ -12,7 +12,7 @@ use postern_tools::audit::{Filter, Outcome, table, table_for};
 
 use crate::log::{open, place, records, stopped, whole};
 use crate::samples;
-use crate::story::{Story, days};
+use crate::story::{Shapes, Story, days};
 
 /// Far beyond what anything here takes: who waits longer hangs.
 const HANG: Duration = Duration::from_secs(120);
@@ -208,9 +208,8 @@ fn following_goes_on_over_rotations() {
     // A line that comes in pieces is shown when it is whole.
     let mut file = OpenOptions::new().append(true).open(&place.path).expect("open");
     let mut story = Story::new(Vec::new());
-    let shape = "\"action\":\"stopped\"},\"postern\":{";
     story.number = 10_000;
-    story.tell(0, shape).expect("told");
+    story.tell(0, Shapes::with(b"in pieces").find("stopped", &[])).expect("told");
     let (one, other) = story.out.split_at(90);
     file.write_all(one).expect("written");
     assert!(lines.try_recv().is_err());
@@ -240,7 +239,7 @@ fn following_says_what_it_missed_and_ends_with_its_reader() {
     let next = place.path.with_extension("next");
     let mut story = Story::new(File::create(&next).expect("created"));
     story.number = 41;
-    story.tell(0, "\"action\":\"stopped\"},\"postern\":{").expect("told");
+    story.tell(0, Shapes::with(b"another").find("stopped", &[])).expect("told");
     fs::rename(&next, &place.path).expect("renamed");
     out.read_line(&mut line).expect("a row");
     assert!(line.contains("42 stopped"), "{line}");
