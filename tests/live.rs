@@ -28,6 +28,8 @@ mod freezes;
 mod heads;
 #[path = "live/keep.rs"]
 mod keep;
+#[path = "live/reading.rs"]
+mod reading;
 #[path = "audit/samples.rs"]
 #[allow(dead_code, reason = "its own tests run in the target `audit`")]
 mod samples;
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         facts::TESTS,
         heads::TESTS,
         keep::TESTS,
+        reading::TESTS,
         channels::TESTS,
         starts::TESTS,
         service::TESTS,
