@@ -24,6 +24,9 @@ pub(crate) struct Call {
     pub(crate) ended: usize,
 }
 
+/// The name of a call that nobody made.
+const UNKNOWN: &str = "???";
+
 /// What a trace tells.
 #[derive(Debug, Default)]
 pub(crate) struct Trace {
@@ -80,9 +83,7 @@ pub(crate) fn read(text: &str) -> Result<Trace, String> {
 /// `name(arguments) = result …`
 fn call(pid: i32, text: &str, begun: usize, ended: usize) -> Option<Call> {
     let (name, rest) = text.split_once('(')?;
-    if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
-        return None;
-    }
+    let known = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     let (arguments, rest) = arguments(rest)?;
     let rest = rest.trim_start().strip_prefix("= ")?;
     let word = rest.split([' ', '<']).next()?;
@@ -90,6 +91,10 @@ fn call(pid: i32, text: &str, begun: usize, ended: usize) -> Option<Call> {
         "?" => None,
         number => Some(number.parse().ok()?),
     };
+    // Killed as it entered a call, before strace could ask which: it was not made.
+    if !known && (name != UNKNOWN || result.is_some()) {
+        return None;
+    }
     let injected = rest.ends_with("(INJECTED)");
     Some(Call { pid, name: name.to_owned(), arguments, result, injected, begun, ended })
 }
@@ -209,10 +214,12 @@ pub(crate) fn reads_what_strace_writes() {
         "7 sendmsg(4<socket:[6]>, {msg_name=NULL, msg_iov=[{iov_base=\"\\3}\", iov_len=2}], msg_iovlen=1, ",
         "msg_control=[{cmsg_len=20, cmsg_type=SCM_RIGHTS, cmsg_data=[12</f/n48>]}], msg_flags=0}, 0 <unfinished ...>\n",
         "7 +++ killed by SIGKILL +++\n",
+        "8   ???()      = ?\n",
+        "8   +++ killed by SIGKILL +++\n",
     );
     let trace = read(text).expect("a trace");
     assert_eq!(trace.alive, [9]);
-    let [opened, sent, wrote, ended] = &trace.calls[..] else { panic!("{trace:?}") };
+    let [opened, sent, wrote, ended, unknown] = &trace.calls[..] else { panic!("{trace:?}") };
     assert_eq!((opened.name.as_str(), opened.result, opened.arguments.len()), ("openat", Some(5), 3));
     assert_eq!(string(&opened.arguments[1]).as_deref(), Some(&b"/x\"y,"[..]));
     assert_eq!((sent.pid, sent.begun, sent.ended), (9, 2, 2));
@@ -222,8 +229,17 @@ pub(crate) fn reads_what_strace_writes() {
     assert_eq!((ended.result, ended.ended), (None, 6));
     assert_eq!(field(&ended.arguments[1], "iov_base").and_then(string).as_deref(), Some(&b"\x03}"[..]));
     assert_eq!(field(&ended.arguments[1], "cmsg_data"), Some("[12</f/n48>]"));
+    assert_eq!((unknown.pid, unknown.name.as_str(), unknown.result), (8, UNKNOWN, None));
     assert_eq!(string("\"cut\"..."), None);
-    for wrong in ["x write(1) = 0", "7 write(1", "7 write(1) 0", "7 <... write resumed>) = 0", "7 ???", "strace: no"] {
+    for wrong in [
+        "x write(1) = 0",
+        "7 write(1",
+        "7 write(1) 0",
+        "7 <... write resumed>) = 0",
+        "7 ???",
+        "7 ???() = 0",
+        "strace: no",
+    ] {
         assert!(read(wrong).is_err(), "{wrong}");
     }
 }
