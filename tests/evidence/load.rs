@@ -200,11 +200,11 @@ impl<'a> Load<'a> {
     /// take the question with it.
     fn until_answered(&mut self, mut take: impl FnMut(&mut Self, Value)) {
         let started = Instant::now();
+        let connections = self.tally.cut;
         loop {
-            assert!(started.elapsed() < LIVELY, "it hangs");
+            assert!(started.elapsed() < LIVELY && self.tally.cut < connections + 100, "nobody answers");
             self.last += 1;
             let question = self.last;
-            let connections = self.tally.cut;
             self.send(&request("guest-ping", &Value::Null, question));
             loop {
                 match self.hear() {
@@ -216,9 +216,6 @@ impl<'a> Load<'a> {
                         break;
                     }
                 }
-            }
-            if self.tally.cut > connections + 100 {
-                panic!("nobody answers");
             }
         }
     }

@@ -140,6 +140,15 @@ impl Killer<'_> {
     }
 }
 
+/// Ends a disturbance, whatever happens.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// One batch: what the host saw, what the tracer saw, how many were killed.
 fn run(batch: &Batch, seed: u64) -> (Tally, Vec<Verdict>, [usize; 3]) {
     let home = Home::new();
@@ -147,13 +156,6 @@ fn run(batch: &Batch, seed: u64) -> (Tally, Vec<Verdict>, [usize; 3]) {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| disturb(&home, &stop));
-        /// Ends the disturbance whatever happens.
-        struct Stop<'a>(&'a AtomicBool);
-        impl Drop for Stop<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
         let _stop = Stop(&stop);
         let mut load = Load::new(&home, seed);
         let (traces, kills) = if batch.kills {

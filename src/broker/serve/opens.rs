@@ -46,13 +46,11 @@ impl Broker {
                 return self.refuse_open(&path, mode, refusal);
             }
         };
-        let child = self.worker_number();
-        let asked = changes.then(|| Record::OpenAsked { child, requested: text(path.as_slice()), mode, rule });
-        if let Some(asked) = &asked
-            && !cfg!(feature = "sabotage")
-            && !self.record_first(asked)
-        {
-            return self.refuse_open(&path, mode, no_record(rule, None));
+        if changes {
+            let asked = Record::OpenAsked { child: self.worker_number(), requested: text(path.as_slice()), mode, rule };
+            if !self.record_first(&asked) {
+                return self.refuse_open(&path, mode, no_record(rule, None));
+            }
         }
         self.opens += 1;
         self.opening = Some(Opening {
@@ -66,9 +64,6 @@ impl Broker {
             since: Instant::now(),
         });
         self.tell_opener();
-        if let Some(asked) = asked.filter(|_| cfg!(feature = "sabotage")) {
-            self.record_first(&asked);
-        }
     }
 
     /// Trust: as good as its confinement. What it says of an object goes into
