@@ -3,7 +3,8 @@
 //! * before a descriptor leaves the broker for a worker, as `Opened`: the record
 //!   that grants its handle, and of this file, written whole;
 //! * before the opener calls what creates or truncates: the record that it was
-//!   asked for, written whole, and since the order before this one.
+//!   asked for, written whole, and since the order before this one;
+//! * where the policy waits for the disk: `fdatasync` between the two.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -43,6 +44,13 @@ enum Role {
 }
 
 #[derive(Debug)]
+struct Asked {
+    path: String,
+    mode: String,
+    on_disk: bool,
+}
+
+#[derive(Debug)]
 struct Order {
     path: Vec<u8>,
     mode: Mode,
@@ -51,12 +59,16 @@ struct Order {
 
 struct Reader<'a> {
     log: &'a str,
+    /// Whether records must be on the disk first.
+    waits: bool,
     roles: BTreeMap<i32, Role>,
     verdict: Verdict,
     /// Path by handle.
     granted: BTreeMap<u64, String>,
-    /// The last record, if it is of an open that is asked for.
-    asked: Option<(String, String)>,
+    /// The same of records that must be on the disk yet.
+    fresh: BTreeMap<u64, String>,
+    /// The last open that was announced, until it is ordered.
+    asked: Option<Asked>,
     orders: Vec<Order>,
     /// What each opener looks at: the path of its order.
     looking: BTreeMap<i32, Vec<u8>>,
@@ -65,13 +77,16 @@ struct Reader<'a> {
     left: usize,
 }
 
-/// Reads a trace that begins with the broker's birth.
-pub(crate) fn judge(trace: &Trace, log: &Path) -> Result<Verdict, String> {
+/// Reads a trace that begins with the broker's birth; whether its policy `waits`
+/// for the disk before an open.
+pub(crate) fn judge(trace: &Trace, log: &Path, waits: bool) -> Result<Verdict, String> {
     let mut reader = Reader {
         log: log.to_str().ok_or("the log's path")?,
+        waits,
         roles: BTreeMap::new(),
         verdict: Verdict::default(),
         granted: BTreeMap::new(),
+        fresh: BTreeMap::new(),
         asked: None,
         orders: Vec::new(),
         looking: BTreeMap::new(),
@@ -102,8 +117,12 @@ impl Reader<'_> {
                     self.roles.insert(call.pid, role);
                 }
             }
-            ("write", Some(Role::Broker)) if name_of(argument(0)?).is_some_and(|name| name.starts_with(self.log)) => {
+            ("write", Some(Role::Broker)) if self.is_log(argument(0)?) => {
                 self.write(&string(argument(1)?).ok_or("a record was cut")?, call.result)?;
+            }
+            ("fdatasync", Some(Role::Broker)) if call.result == Some(0) && self.is_log(argument(0)?) => {
+                self.asked.iter_mut().for_each(|asked| asked.on_disk = true);
+                self.granted.extend(std::mem::take(&mut self.fresh));
             }
             ("sendto", Some(Role::Broker)) => {
                 let frame = string(argument(1)?).ok_or("a frame was cut")?;
@@ -125,6 +144,11 @@ impl Reader<'_> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Whether a descriptor is of the log, or of what it was rotated to.
+    fn is_log(&self, descriptor: &str) -> bool {
+        name_of(descriptor).is_some_and(|name| name.starts_with(self.log))
     }
 
     /// A write to the log: whole, or but for its newline, it is a record.
@@ -153,9 +177,13 @@ impl Reader<'_> {
             match text(&postern["stage"]).as_str() {
                 "granted" => {
                     let handle = postern["handle"].as_u64().ok_or("a handle")?;
-                    self.granted.insert(handle, text(&record["file"]["path"]));
+                    let granted = if self.waits { &mut self.fresh } else { &mut self.granted };
+                    granted.insert(handle, text(&record["file"]["path"]));
                 }
-                "asked" => self.asked = Some((text(&postern["requested"]), text(&postern["mode"]))),
+                "asked" => {
+                    let (path, mode) = (text(&postern["requested"]), text(&postern["mode"]));
+                    self.asked = Some(Asked { path, mode, on_disk: !self.waits });
+                }
                 _ => {}
             }
         }
@@ -166,7 +194,10 @@ impl Reader<'_> {
         let order = OpenerOrder::whole(frame).map_err(|why| format!("no order: {why}"))?;
         let OpenerOrder::Open { path, mode, .. } = order else { return Err("another order".to_owned()) };
         let path = path.as_slice().to_vec();
-        let asked = self.asked.take().is_some_and(|(asked, how)| asked.as_bytes() == path && how == mode.fopen());
+        let asked = self
+            .asked
+            .take()
+            .is_some_and(|asked| asked.path.as_bytes() == path && asked.mode == mode.fopen() && asked.on_disk);
         self.orders.push(Order { path, mode, asked });
         Ok(())
     }

@@ -25,7 +25,8 @@ use crate::support::sabotage;
 
 /// What the tracer watches: every call of an open that another process or the
 /// disk could notice.
-const WATCHED: &str = "trace=execve,execveat,write,sendto,sendmsg,recvmsg,openat,readlinkat,fstat";
+const WATCHED: &str =
+    "trace=execve,execveat,write,fdatasync,sendto,sendmsg,recvmsg,openat,readlinkat,fstat,renameat,renameat2,unlinkat";
 
 /// One agent, its load and its faults.
 struct Batch {
@@ -35,17 +36,28 @@ struct Batch {
     inject: Option<&'static str>,
     /// Whether processes are killed.
     kills: bool,
+    /// The policy's table `[audit]`, if it has one.
+    audit: &'static str,
 }
 
 const fn batch(name: &'static str, opens: usize, inject: Option<&'static str>) -> Batch {
-    Batch { name, opens, inject, kills: false }
+    Batch { name, opens, inject, kills: false, audit: "" }
 }
+
+const fn killing(name: &'static str, opens: usize, audit: &'static str) -> Batch {
+    Batch { name, opens, inject: None, kills: true, audit }
+}
+
+const ROTATES: &str = "[audit]\nrotate_bytes = \"64KiB\"\n";
+const WAITS: &str = "[audit]\nfsync = \"open\"\n";
+const BOTH: &str = "[audit]\nfsync = \"open\"\nrotate_bytes = \"64KiB\"\n";
 
 /// The first calls are an agent's start. A process that a fault ends is replaced,
 /// five times in ten seconds, so those come rarely.
 const BATCHES: &[Batch] = &[
     batch("names change", 1700, None),
-    Batch { name: "any process is killed", opens: 2000, inject: None, kills: true },
+    killing("any process is killed", 1500, ""),
+    killing("the same, while the log rotates", 1200, BOTH),
     batch("write: no space", 1200, Some("inject=write:error=ENOSPC:when=150+101")),
     batch("write: input/output error", 1200, Some("inject=write:error=EIO:when=150+67")),
     batch("write: read-only", 1000, Some("inject=write:error=EROFS:when=150+29")),
@@ -53,14 +65,20 @@ const BATCHES: &[Batch] = &[
     batch("openat: too many files", 700, Some("inject=openat:error=EMFILE:when=300+41")),
     batch("readlinkat: input/output error", 700, Some("inject=readlinkat:error=EIO:when=100+31")),
     batch("fstat: input/output error", 700, Some("inject=fstat:error=EIO:when=200+43")),
+    Batch {
+        audit: WAITS,
+        ..batch("fdatasync: input/output error", 500, Some("inject=fdatasync:error=EIO:when=20+13"))
+    },
+    Batch { audit: BOTH, ..batch("renameat: no space", 500, Some("inject=renameat,renameat2:error=ENOSPC:when=1+2")) },
+    Batch { audit: ROTATES, ..batch("openat in a rotation", 500, Some("inject=openat:error=ENFILE:when=300+17")) },
     batch("sendmsg: broken pipe", 700, Some("inject=sendmsg:error=EPIPE:when=150")),
     batch("sendto: connection reset", 700, Some("inject=sendto:error=ECONNRESET:when=400")),
     batch("recvmsg: no memory", 700, Some("inject=recvmsg:error=ENOMEM:when=400")),
 ];
 
 /// The agent's command under the tracer.
-fn traced(home: &Home, binary: &str, trace: &Path, inject: Option<&str>) -> Command {
-    let plain = home.command(POLICY);
+fn traced(home: &Home, binary: &str, trace: &Path, audit: &str, inject: Option<&str>) -> Command {
+    let plain = home.command(&format!("{POLICY}{audit}"));
     let mut command = Command::new("/bin/strace");
     command.args(["-D", "-f", "-y", "--seccomp-bpf", "-s", "300000", "-e", WATCHED]);
     command.args(inject.into_iter().flat_map(|inject| ["-e", inject]));
@@ -71,7 +89,7 @@ fn traced(home: &Home, binary: &str, trace: &Path, inject: Option<&str>) -> Comm
 }
 
 /// Reads a trace once all of its processes have ended.
-fn judged(home: &Home, trace: &Path) -> Verdict {
+fn judged(home: &Home, trace: &Path, audit: &str) -> Verdict {
     let mut last = Err("no trace".to_owned());
     for _ in 0..500 {
         let text = fs::read_to_string(trace).expect("a trace");
@@ -85,7 +103,7 @@ fn judged(home: &Home, trace: &Path) -> Verdict {
     }
     let trace = last.unwrap_or_else(|why| panic!("{why}"));
     assert_eq!(trace.alive, [0; 0], "the tracer has not seen these end");
-    judge(&trace, &home.log()).unwrap_or_else(|why| panic!("{why}"))
+    judge(&trace, &home.log(), audit.contains("fsync")).unwrap_or_else(|why| panic!("{why}"))
 }
 
 /// Ends an agent in order.
@@ -97,6 +115,7 @@ fn end(mut agent: Agent<'_>) {
 /// Kills a process of an agent's; a broker is started again.
 struct Killer<'a> {
     home: &'a Home,
+    audit: &'static str,
     agent: Option<Agent<'a>>,
     traces: Vec<PathBuf>,
     kills: [usize; 3],
@@ -106,7 +125,7 @@ struct Killer<'a> {
 impl Killer<'_> {
     fn start(&mut self) {
         let trace = self.home.path(&format!("trace-{}", self.traces.len()));
-        self.agent = Some(self.home.start_command(traced(self.home, BINARY, &trace, None)));
+        self.agent = Some(self.home.start_command(traced(self.home, BINARY, &trace, self.audit, None)));
         self.traces.push(trace);
     }
 
@@ -159,19 +178,20 @@ fn run(batch: &Batch, seed: u64) -> (Tally, Vec<Verdict>, [usize; 3]) {
         let _stop = Stop(&stop);
         let mut load = Load::new(&home, seed);
         let (traces, kills) = if batch.kills {
-            let mut killer = Killer { home: &home, agent: None, traces: Vec::new(), kills: [0; 3], round: 0 };
+            let mut killer =
+                Killer { home: &home, audit: batch.audit, agent: None, traces: Vec::new(), kills: [0; 3], round: 0 };
             killer.start();
             load.run(batch.opens, |load| killer.kill(load));
             end(killer.agent.take().expect("an agent"));
             (killer.traces, killer.kills)
         } else {
             let trace = home.path("trace");
-            let agent = home.start_command(traced(&home, BINARY, &trace, batch.inject));
+            let agent = home.start_command(traced(&home, BINARY, &trace, batch.audit, batch.inject));
             load.run(batch.opens, |_| ());
             end(agent);
             (vec![trace], [0; 3])
         };
-        let verdicts: Vec<Verdict> = traces.iter().map(|trace| judged(&home, trace)).collect();
+        let verdicts: Vec<Verdict> = traces.iter().map(|trace| judged(&home, trace, batch.audit)).collect();
         let tally = load.tally;
         check(batch.name, &home, &tally, &verdicts, kills[2]);
         (tally, verdicts, kills)
@@ -182,7 +202,7 @@ fn run(batch: &Batch, seed: u64) -> (Tally, Vec<Verdict>, [usize; 3]) {
 /// that the tracer did not see end.
 fn check(name: &str, home: &Home, tally: &Tally, verdicts: &[Verdict], killed: usize) {
     verify(home);
-    let records = records(&home.log());
+    let records = records(home);
     let late: Vec<&String> = verdicts.iter().flat_map(|verdict| &verdict.late).collect();
     assert!(late.is_empty(), "{name}: {late:#?}");
     let granted: BTreeSet<u64> = records
@@ -212,15 +232,26 @@ fn check(name: &str, home: &Home, tally: &Tally, verdicts: &[Verdict], killed: u
     assert!(!home.path("outside/new").exists(), "{name}: made outside");
 }
 
+/// The log and what it was rotated to, oldest first.
+fn logs(home: &Home) -> Vec<PathBuf> {
+    let entries = fs::read_dir(home.path("log")).expect("the log's directory").flatten();
+    let mut logs: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| *path != home.log()).collect();
+    // A file's name is the number of its first record.
+    logs.sort();
+    logs.push(home.log());
+    logs
+}
+
 fn verify(home: &Home) {
-    let verified = Command::new(BINARY).args(["audit", "verify"]).arg(home.log()).output();
+    let verified = Command::new(BINARY).args(["audit", "verify"]).args(logs(home)).output();
     let verified = verified.expect("postern audit verify");
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
 }
 
 /// Every whole record; what a failed write tore is none.
-fn records(log: &Path) -> Vec<Value> {
-    fs::read_to_string(log).expect("the log").lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+fn records(home: &Home) -> Vec<Value> {
+    let texts = logs(home).into_iter().map(|log| fs::read_to_string(log).expect("a log"));
+    texts.flat_map(|text| text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<_>>()).collect()
 }
 
 pub(crate) fn each_record_stands_before_its_effect() {
@@ -280,7 +311,7 @@ pub(crate) fn a_failing_disk_refuses_opens() {
     let mounted = disk.mount_with("/disk", Some("errors=remount-ro"));
     let log = own_directory(&home, &mounted);
     let trace = home.path("trace-0");
-    let agent = home.start_command(traced(&home, BINARY, &trace, None));
+    let agent = home.start_command(traced(&home, BINARY, &trace, "", None));
     let mut load = Load::new(&home, 77);
     let mut filler = None;
     let mut round = 0;
@@ -305,7 +336,7 @@ pub(crate) fn a_failing_disk_refuses_opens() {
     assert_eq!(made, 0, "made without a record");
     let mut tally = load.tally;
     end(agent);
-    let first = judged(&home, &trace);
+    let first = judged(&home, &trace, "");
     assert!(agent_said(&home).contains("Read-only file system"), "{}", agent_said(&home));
     // As an operator would mend it.
     drop((log, mounted));
@@ -319,12 +350,12 @@ pub(crate) fn a_failing_disk_refuses_opens() {
     let mounted = disk.mount("/disk");
     let _log = Mounted::bind(&mounted.path("log"), &home.path("log"));
     let trace = home.path("trace-1");
-    let agent = home.start_command(traced(&home, BINARY, &trace, None));
+    let agent = home.start_command(traced(&home, BINARY, &trace, "", None));
     let mut load = Load::new(&home, 78);
     load.run(100, |_| ());
     tally.add(load.tally);
     end(agent);
-    let second = judged(&home, &trace);
+    let second = judged(&home, &trace, "");
     println!(
         "    {} opens, {} granted, {} writes to the log failed for want of room or of a right",
         tally.opens(),
@@ -353,12 +384,12 @@ pub(crate) fn a_late_record_is_seen() {
     let home = Home::new();
     stage(&home);
     let trace = home.path("trace");
-    let agent = home.start_command(traced(&home, &sabotage::binary(), &trace, None));
+    let agent = home.start_command(traced(&home, &sabotage::binary(), &trace, "", None));
     let mut load = Load::new(&home, 5);
     load.run(60, |_| ());
     let tally = load.finish();
     end(agent);
-    let verdict = judged(&home, &trace);
+    let verdict = judged(&home, &trace, "");
     let handed = verdict.late.iter().filter(|late| late.contains("handed over")).count();
     let opened = verdict.late.iter().filter(|late| late.contains("is opened with")).count();
     println!("    {} opens: {handed} descriptors and {opened} effects before their record", tally.opens());
