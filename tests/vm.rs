@@ -14,6 +14,8 @@ mod support;
 mod boots;
 #[path = "vm/clients.rs"]
 mod clients;
+#[path = "vm/collectors.rs"]
+mod collectors;
 #[path = "vm/freezes.rs"]
 mod freezes;
 #[path = "vm/guests.rs"]
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         idle::TESTS,
         &boots::tests(),
         clients::TESTS,
+        collectors::TESTS,
         &freezes::tests(),
         heads::TESTS,
         &package::tests(),
