@@ -25,7 +25,7 @@ use support::runner;
 
 fn main() -> ExitCode {
     let modules = rsyslog::modules();
-    let mut programs = vec![BINARY, "rsyslogd", "openssl", "journalctl"];
+    let mut programs = vec![BINARY, "rsyslogd", "openssl", "journalctl", "setpriv"];
     programs.extend([journal::JOURNALD, journal::UPLOAD, journal::REMOTE]);
     programs.extend(modules.iter().map(String::as_str));
     let tests: Vec<runner::Test> = [copies::TESTS, journal::TESTS].concat();

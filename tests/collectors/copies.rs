@@ -22,14 +22,18 @@ pub(crate) const TESTS: &[Test] = &[
     ("rsyslog_sends_nothing_twice_that_an_orderly_end_left", rsyslog_sends_nothing_twice),
     ("a_log_server_shows_a_rewritten_tail", a_log_server_shows_a_rewritten_tail),
     ("rsyslog_sends_to_no_other_server", rsyslog_sends_to_no_other_server),
+    ("rsyslog_needs_to_read_and_no_more", rsyslog_needs_to_read_and_no_more),
 ];
 
-/// Whether a log is whole, and what `postern audit verify` says.
-fn verify(files: &[&Path]) -> Result<String, String> {
+/// Whether a log is whole, and what `postern audit verify` says; arguments go before the files.
+pub(crate) fn verify(files: &[&Path]) -> Result<String, String> {
     let output = Command::new(BINARY).args(["audit", "verify"]).args(files).output().expect("postern audit verify");
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     if output.status.success() { Ok(said) } else { Err(said) }
 }
+
+/// Of a collector that is not root.
+const ACCOUNT: u32 = 71_000;
 
 /// Ends the agent in order; its last record is in the log then.
 fn end(agent: &mut Agent<'_>) {
@@ -157,12 +161,12 @@ fn rsyslog_sends_nothing_twice() {
     assert!(copy == log, "{} records of {}", copy.lines().count(), log.lines().count());
 }
 
-/// What root of the guest can do: another path in one record, and a chain that fits.
-fn rewrite(log: &Path) -> usize {
+/// What root of the guest can do: another word in one record, and a chain that fits. Which record.
+pub(crate) fn rewrite(log: &Path, from: &str, to: &str) -> usize {
     let text = fs::read_to_string(log).expect("the log");
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-    let at = lines.iter().position(|line| line.contains("/etc/shadow")).expect("a record of it");
-    lines[at] = lines[at].replace("/etc/shadow", "/etc/motd");
+    let at = lines.iter().position(|line| line.contains(from)).expect("a record of it");
+    lines[at] = lines[at].replace(from, to);
     for next in at + 1..lines.len() {
         let old = lines[next].rsplit_once("\"previous\":\"").expect("a chain").0.to_owned();
         lines[next] = format!("{old}\"previous\":\"{}\"}}}}", Hash::of(lines[next - 1].as_bytes()));
@@ -184,7 +188,7 @@ fn a_log_server_shows_a_rewritten_tail() {
     place.await_line(&last_line(&home.log()));
     let copy = fs::read_to_string(place.copy()).expect("the copy");
     let before = verify(&[&home.log()]).expect("the log is whole");
-    let at = rewrite(&home.log());
+    let at = rewrite(&home.log(), "/etc/shadow", "/etc/motd");
     let after = verify(&[&home.log()]).expect("the guest alone cannot tell: the chain fits");
     assert_ne!(before, after, "another head");
     verify(&[&place.copy()]).expect("what the server has is whole");
@@ -208,4 +212,21 @@ fn rsyslog_sends_to_no_other_server() {
         place.said().contains("authentication error 'no permited name found'").then_some(())
     });
     assert!(!place.copy().exists(), "nothing was sent");
+}
+
+fn rsyslog_needs_to_read_and_no_more() {
+    let home = Home::new();
+    let place = Place::new(&home);
+    let _receiver = place.receiver();
+    let mut agent = home.start(POLICY);
+    load::names(&home, &mut agent.connect());
+    end(&mut agent);
+    place.give_to(ACCOUNT);
+    let without = place.sender_as(ACCOUNT, "");
+    eventually("rsyslog says that it may not", || place.said().contains("Permission denied").then_some(()));
+    without.stop();
+    assert!(!place.copy().exists());
+    let _with = place.sender_as(ACCOUNT, "+dac_read_search");
+    place.await_line(&last_line(&home.log()));
+    assert_eq!(whole(&[home.log()]), whole(&[place.copy()]));
 }

@@ -13,6 +13,7 @@ use postern_core::audit::Hash;
 use serde_json::Value;
 
 use crate::certificates::certificates;
+use crate::copies::{rewrite, verify};
 use crate::rsyslog::put;
 use crate::support::agent::{Agent, Home, eventually};
 use crate::support::runner::Test;
@@ -77,16 +78,32 @@ fn hold(home: &Home, heads: &[(u64, String)]) {
     }
 }
 
-/// The heads in a journal.
-fn heads(journal: &Path) -> Vec<Value> {
+/// Has `postern audit verify` hold the log against heads; then makes the log another, as root of the guest
+/// could, which has to show.
+fn hold_by_verify(home: &Home, heads: &Path) {
+    let arguments = [Path::new("--anchors"), heads, &home.log()];
+    let said = verify(&arguments).expect("the log agrees with its heads");
+    assert!(said.contains("heads agree"), "{said}");
+    rewrite(&home.log(), "guest-exec", "guest-ping");
+    verify(&[&home.log()]).expect("the chain fits");
+    let said = verify(&arguments).expect_err("the heads contradict");
+    println!("    {}", said.lines().next().unwrap_or_default());
+}
+
+/// The heads in a journal as `journalctl -o json` shows them.
+fn export(journal: &Path) -> String {
     let output = Command::new("/bin/journalctl")
         .arg("--directory")
         .arg(journal)
         .args(["-o", "json", "--no-pager", "MESSAGE_ID=f65ad1f760e644e4a4fcec55bd2d21eb"])
         .output()
         .expect("journalctl");
-    let text = String::from_utf8(output.stdout).expect("text");
-    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// The same, parsed.
+fn heads(journal: &Path) -> Vec<Value> {
+    export(journal).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
 fn numbers(heads: &[Value]) -> Vec<(u64, String)> {
@@ -153,6 +170,9 @@ fn heads_leave_the_machine_with_the_journal() {
         (more.len() > arrived.len() + 5).then_some(more)
     });
     hold(&home, &numbers(&more));
+    drop(agent);
+    fs::write("/run/heads.json", export(Path::new("/var/remote"))).expect("a file");
+    hold_by_verify(&home, Path::new("/run/heads.json"));
 }
 
 fn rsyslog_takes_heads_from_syslog() {
@@ -180,4 +200,6 @@ fn rsyslog_takes_heads_from_syslog() {
         })
         .collect();
     hold(&home, &heads);
+    drop(agent);
+    hold_by_verify(&home, Path::new("/run/auth.log"));
 }

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -75,19 +76,40 @@ impl Place {
     }
 
     pub(crate) fn sender(&self) -> Rsyslog {
-        self.start(&self.send)
+        self.start(&self.send, &[])
+    }
+
+    /// A sender of this account with these capabilities.
+    pub(crate) fn sender_as(&self, account: u32, capabilities: &str) -> Rsyslog {
+        let account = account.to_string();
+        let mut wrap = vec!["/bin/setpriv", "--reuid", &account, "--regid", &account, "--clear-groups"];
+        if !capabilities.is_empty() {
+            wrap.extend(["--inh-caps", capabilities, "--ambient-caps", capabilities]);
+        }
+        self.start(&self.send, &wrap)
+    }
+
+    /// Makes what a sender writes, and the key that it reads, this account's.
+    pub(crate) fn give_to(&self, account: u32) {
+        fs::set_permissions(self.directory.path(), fs::Permissions::from_mode(0o777)).expect("the mode");
+        for name in ["sent", "guest.key"] {
+            chown(self.directory.path().join(name), Some(account), Some(account)).expect("the owner");
+        }
     }
 
     /// Started, and listening: a sender that comes too early tries again only seconds later.
     pub(crate) fn receiver(&self) -> Rsyslog {
-        let started = self.start(&self.receive);
+        let started = self.start(&self.receive, &[]);
         eventually("the receiver listens", || TcpStream::connect((FROM, self.port)).ok());
         started
     }
 
-    fn start(&self, configuration: &Path) -> Rsyslog {
+    /// Starts it by the program and the arguments of `wrap`, if there are.
+    fn start(&self, configuration: &Path, wrap: &[&str]) -> Rsyslog {
         let run = || {
-            let mut command = Command::new("/bin/rsyslogd");
+            let words = [wrap, &["/bin/rsyslogd"]].concat();
+            let mut command = Command::new(words[0]);
+            command.args(&words[1..]);
             command.arg("-f").arg(configuration).arg("-i").arg(configuration.with_extension("pid"));
             command.stdin(Stdio::null());
             command
