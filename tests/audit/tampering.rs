@@ -121,7 +121,7 @@ fn a_thousand_tamperings_are_found() {
         }
         // The commands themselves, once of each kind.
         if number < ACTS.len() {
-            status(if act.hides { 0 } else { 1 }, &paths, None);
+            status(i32::from(!act.hides), &paths, None);
             status(if act.hides { 3 } else { 1 }, &paths, Some(&anchors));
         }
     }

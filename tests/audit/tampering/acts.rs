@@ -87,7 +87,7 @@ fn forged(random: &mut Random, line: &[u8]) -> Vec<u8> {
     if text.contains(from) && from != "postern" {
         return text.replace(from, to).into_bytes();
     }
-    let from = text.find("T").map_or(0, |at| at + 1);
+    let from = text.find('T').map_or(0, |at| at + 1);
     let hour = random.between(10, 24);
     format!("{}{hour}{}", &text[..from], &text[from + 2..]).into_bytes()
 }
