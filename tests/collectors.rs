@@ -24,9 +24,9 @@ use support::agent::BINARY;
 use support::runner;
 
 fn main() -> ExitCode {
-    let modules = rsyslog::modules();
     let mut programs = vec![BINARY, "rsyslogd", "openssl", "journalctl", "setpriv"];
     programs.extend([journal::JOURNALD, journal::UPLOAD, journal::REMOTE]);
+    let modules = rsyslog::modules();
     programs.extend(modules.iter().map(String::as_str));
     let tests: Vec<runner::Test> = [copies::TESTS, journal::TESTS].concat();
     runner::main(&tests, &[], &programs)

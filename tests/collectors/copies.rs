@@ -10,9 +10,10 @@ use std::thread;
 
 use nix::sys::signal::Signal;
 use postern_core::audit::Hash;
+use serde_json::Value;
 
 use crate::load::{self, POLICY, last_line, records, rotate};
-use crate::rsyslog::{Place, Rsyslog};
+use crate::rsyslog::{DEBIANS, Place, Rsyslog};
 use crate::support::agent::{Agent, BINARY, Home, eventually};
 use crate::support::runner::Test;
 
@@ -23,6 +24,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_log_server_shows_a_rewritten_tail", a_log_server_shows_a_rewritten_tail),
     ("rsyslog_sends_to_no_other_server", rsyslog_sends_to_no_other_server),
     ("rsyslog_needs_to_read_and_no_more", rsyslog_needs_to_read_and_no_more),
+    ("debians_rsyslog_takes_both_configurations", debians_rsyslog_takes_both_configurations),
 ];
 
 /// Whether a log is whole, and what `postern audit verify` says; arguments go before the files.
@@ -46,6 +48,21 @@ fn whole(files: &[PathBuf]) -> String {
     files.iter().map(|file| fs::read_to_string(file).expect("a log")).collect()
 }
 
+/// Tells the load to end, also where a test fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The refusals in a log.
+fn refusals(log: &str) -> String {
+    let is = |line: &&str| serde_json::from_str::<Value>(line).expect("JSON")["postern"]["stage"] == "refused";
+    log.split_inclusive('\n').filter(is).collect()
+}
+
 /// Lets a host work while `act` is under way, on a log that grows meanwhile; then ends the agent.
 fn under_load(home: &Home, agent: &mut Agent<'_>, act: impl FnOnce(&Agent<'_>)) {
     let path = home.write("plain", b"content");
@@ -53,8 +70,9 @@ fn under_load(home: &Home, agent: &mut Agent<'_>, act: impl FnOnce(&Agent<'_>)) 
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let load = scope.spawn(|| load::run(host, &path, &stop));
+        let stop = Stop(&stop);
         act(agent);
-        stop.store(true, Ordering::Relaxed);
+        drop(stop);
         load.join().expect("the load");
     });
     end(agent);
@@ -93,11 +111,7 @@ fn rsyslog_copies_every_record_over_rotations() {
         assert!(copy.contains(mark), "{mark}");
     }
     // And the fields are fields there.
-    let refused: String = sent
-        .lines()
-        .filter(|line| line.contains("\"postern\":{\"stage\":\"refused\""))
-        .flat_map(|line| [line, "\n"])
-        .collect();
+    let refused = refusals(&sent);
     assert!(refused.lines().count() > 100);
     assert!(fs::read_to_string(place.refused()).expect("the chosen") == refused, "chosen by a field");
     println!("    {} records over {} files", sent.lines().count(), files.len());
@@ -229,4 +243,25 @@ fn rsyslog_needs_to_read_and_no_more() {
     let _with = place.sender_as(ACCOUNT, "+dac_read_search");
     place.await_line(&last_line(&home.log()));
     assert_eq!(whole(&[home.log()]), whole(&[place.copy()]));
+}
+
+fn debians_rsyslog_takes_both_configurations() {
+    let home = Home::new();
+    let place = Place::new(&home);
+    fs::create_dir_all("/etc/rsyslog.d").expect("a directory");
+    fs::create_dir_all("/var/spool/rsyslog").expect("a directory");
+    // Accounts that it names.
+    fs::write("/etc/passwd", "root:x:0:0::/root:/bin/sh\n").expect("a file");
+    fs::write("/etc/group", "root:x:0:\nadm:x:4:\n").expect("a file");
+    for configuration in place.configurations() {
+        fs::copy(configuration, "/etc/rsyslog.d/10-postern.conf").expect("a configuration");
+        let checked = Command::new("/bin/rsyslogd").args(["-N1", "-f", DEBIANS]).output().expect("rsyslogd");
+        let said = String::from_utf8_lossy(&checked.stderr);
+        assert!(checked.status.success() && !said.contains("error"), "{said}");
+    }
+    // The control: it was read.
+    fs::write("/etc/rsyslog.d/10-postern.conf", "global(nothing=\"of the kind\")").expect("a configuration");
+    let checked = Command::new("/bin/rsyslogd").args(["-N1", "-f", DEBIANS]).output().expect("rsyslogd");
+    let said = String::from_utf8_lossy(&checked.stderr);
+    assert!(said.contains("error"), "{said}");
 }

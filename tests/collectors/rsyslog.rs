@@ -17,18 +17,23 @@ use crate::support::agent::{Home, eventually};
 const SEND: &str = include_str!("../../audit/collectors/rsyslog-send.conf");
 const RECEIVE: &str = include_str!("../../audit/collectors/rsyslog-receive.conf");
 
+/// The configuration that Debian's package has, which includes what we ship.
+pub(crate) const DEBIANS: &str = "/etc/rsyslog.conf";
+
 /// The address that a receiver here sees.
 const FROM: &str = "127.0.0.1";
 
-/// rsyslog's modules, which it loads by name.
+/// rsyslog's modules, which it loads by name, and its configuration.
 pub(crate) fn modules() -> Vec<String> {
     let directories = fs::read_dir("/usr/lib").expect("/usr/lib").flatten().map(|entry| entry.path().join("rsyslog"));
     let directory = directories.into_iter().find(|directory| directory.join("imfile.so").exists());
     // Without it the cell says what is not installed.
     let directory = directory.unwrap_or_else(|| "/usr/lib/rsyslog".into());
-    ["imfile", "imrelp", "imuxsock", "omrelp", "mmjsonparse", "lmnet"]
+    ["imfile", "imklog", "imrelp", "imuxsock", "omrelp", "mmjsonparse", "lmnet"]
         .map(|module| directory.join(module).with_extension("so").display().to_string())
-        .into()
+        .into_iter()
+        .chain([DEBIANS.to_owned()])
+        .collect()
 }
 
 /// Puts `to` for `from`, which must be there.
@@ -66,13 +71,20 @@ impl Place {
             let text = put(text, "\"20514\"", &format!("\"{port}\""));
             let text = put(&text, "/etc/rsyslog.d/tls/", &format!("{shown}/"));
             let file = path(&format!("{name}.conf"));
-            // Debian's rsyslog.conf says this before it includes what we ship.
-            let text = format!("global(workDirectory=\"{shown}/{name}\")\n{text}");
             fs::write(&file, text).expect("a configuration");
-            file
+            // Debian's rsyslog.conf says the first before it includes what we ship.
+            let main = path(&format!("{name}-main.conf"));
+            let include = format!("global(workDirectory=\"{shown}/{name}\")\ninclude(file=\"{}\")\n", file.display());
+            fs::write(&main, include).expect("a configuration");
+            main
         };
         let (send, receive) = (write("sent", &send), write("received", &receive));
         Self { directory, send, receive, port }
+    }
+
+    /// What ships, with the paths of this place.
+    pub(crate) fn configurations(&self) -> [PathBuf; 2] {
+        ["sent.conf", "received.conf"].map(|name| self.directory.path().join(name))
     }
 
     pub(crate) fn sender(&self) -> Rsyslog {
