@@ -189,7 +189,9 @@ impl Attack<'_> {
         if !self.ask("ask", "asks in type", "r", b"/tmp/target/inside") {
             self.found.odd.push("the log has room, and no open".to_owned());
         }
-        self.agent.await_record("records-lost", |_| true);
+        if refused {
+            self.agent.await_record("records-lost", |_| true);
+        }
     }
 }
 
