@@ -167,14 +167,13 @@ fn heads_reach_a_syslog_daemon_that_was_restarted() {
     let warned = "grep -c 'takes no heads' /run/postern.log";
     assert_eq!(machine.sh(warned), "2\n", "of journald and of syslog, once each");
     for round in 0..3 {
-        machine
-            .sh(&format!("busybox syslogd -O /run/messages.{round} && while ! test -S /dev/log; do sleep 0.1; done"));
+        machine.sh(&format!("syslogd -O /run/messages.{round} && while ! test -S /dev/log; do sleep 0.1; done"));
         refused(&mut host, 5);
         machine.sh_eventually(&format!("test $(grep -c 'postern\\[.*audit head: ' /run/messages.{round}) -ge 5"));
         // Of these every user can write some, and all agree with the log.
         let said = machine.sh(&format!("postern audit verify --anchors /run/messages.{round} {LOG}"));
         assert!(said.contains("heads agree") && said.contains("of a syslog file"), "{said}");
-        machine.sh("kill $(pidof syslogd); while pidof syslogd; do sleep 0.1; done; rm -f /dev/log");
+        machine.sh("kill $(pidof syslogd) && while pidof syslogd; do sleep 0.1; done; rm -f /dev/log");
         refused(&mut host, 5);
     }
     assert_eq!(machine.sh(warned), "5\n", "and once after each that was there and was gone");
