@@ -95,7 +95,7 @@ mod tests {
     fn a_flood_is_let_through_at_the_rate_and_no_faster() {
         let start = Instant::now();
         // A long record among short ones, asked for every millisecond for an hour.
-        let size = |number: u64| if number % 100 == 0 { 64 << 10 } else { 480_usize };
+        let size = |number: u64| if number.is_multiple_of(100) { 64 << 10 } else { 480_usize };
         let mut flood = Flood::default();
         let (mut written, mut longest) = (0, 0);
         for number in 0..3_600_000 {
