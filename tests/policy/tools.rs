@@ -37,6 +37,34 @@ fn explain_says_why_and_where() {
     }
 }
 
+#[test]
+fn explain_tells_what_the_log_takes_of_the_broker() {
+    let of = |audit: &str| -> (Vec<String>, String) {
+        let text = format!("version = 1\nprofile = \"minimal\"\n[audit]\nheads = []\n{audit}");
+        let loaded = written::load_embedded("x", &text, &World { here: false, ..super::sample_world() }).unwrap();
+        let explained: Value = serde_json::from_str(&postern_tools::policy::explain(&loaded).json()).unwrap();
+        let broker = &explained["processes"][0];
+        let calls = broker["calls"].as_array().unwrap().iter();
+        // Whatever a broker may do anyway is not the log's.
+        let calls = calls.filter_map(|call| call["name"].as_str().map(str::to_owned));
+        (calls.collect(), broker["landlock"].as_str().unwrap().to_owned())
+    };
+    let (plain, landlock) = of("");
+    assert_eq!(landlock, "its log and state");
+    let more = |audit: &str| -> Vec<String> {
+        let (calls, _) = of(audit);
+        calls.into_iter().filter(|call| !plain.contains(call)).collect()
+    };
+    assert!(plain.iter().any(|call| call == "getdents64"), "what its files take together is always counted");
+    assert_eq!(more("fsync = \"open\"\n"), ["fdatasync"]);
+    assert_eq!(more("rotate_bytes = \"1MiB\"\nkeep = 3\n"), ["renameat2"]);
+    let (calls, landlock) = of("rotate_bytes = \"1MiB\"\n");
+    assert_eq!(landlock, "its log, whose files it renames and removes, and state");
+    // In the state directory, and then in the log's too.
+    let removes = |calls: &[String]| calls.iter().filter(|call| *call == "unlinkat").count();
+    assert_eq!((removes(&plain), removes(&calls)), (1, 2));
+}
+
 /// The gates of `policy test`, as `name=answer` in order.
 fn gates(loaded: &Loaded, right: Right, path: &Path) -> String {
     let answers: Vec<String> = try_open(loaded, right, path)
