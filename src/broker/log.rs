@@ -17,6 +17,7 @@
 //! Trust: the directory and the file are taken only if nobody but root and the
 //! broker's account can write them. Callers: the broker's loop, one thread.
 
+mod bounds;
 mod end;
 mod error;
 mod files;
@@ -25,14 +26,15 @@ mod rotated;
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
 use nix::unistd::fdatasync;
 use postern_core::audit::{Body, Chain, Confinement, Hash, Lost, Opening, Record, Run, Timestamp};
 use postern_core::confine::filters::LogNeeds;
-use postern_core::messages::Barrier;
 use postern_core::policy::{Audit, Fsync};
 
+use bounds::Room;
+pub use bounds::SPARE_BYTES;
 use end::End;
 pub use error::LogError;
 use files::Place;
@@ -50,13 +52,6 @@ pub const RING_BYTES: usize = 1 << 20;
 const RESERVE_RECORDS: usize = 64;
 const RESERVE_BYTES: usize = 256 << 10;
 
-/// Bytes beyond `audit.max_bytes` for everything that is no open.
-pub const SPARE_BYTES: u64 = 1 << 20;
-/// How often the log's files are counted at most while `max_bytes` is spent.
-const COUNT_AGAIN: Duration = Duration::from_secs(60);
-/// Most bytes that the chain adds to a record's body, with newlines.
-const CHAIN_BYTES: u64 = 514;
-
 /// What became of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Receipt {
@@ -66,15 +61,6 @@ pub enum Receipt {
     Waiting,
     /// It is one of too many: counted, and told of as `repeated` later.
     Counted,
-}
-
-/// Which part of `audit.max_bytes` a record may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Room {
-    /// That of opens.
-    Opens,
-    /// [`SPARE_BYTES`] more.
-    All,
 }
 
 /// An audit log.
@@ -240,27 +226,6 @@ impl Log {
         result.map(Receipt::Written)
     }
 
-    /// Whether there may be room for the records of an open: asked before any
-    /// of it is done. Files that were moved away show within a minute.
-    pub fn takes_opens(&mut self) -> Result<(), LogError> {
-        if self.spent && !self.held && self.is_count_due() {
-            self.recount();
-            // Removes what is too old; what cannot be written shows below.
-            _ = self.settle(false);
-        }
-        if !self.spent {
-            return Ok(());
-        }
-        self.refused = self.refused.saturating_add(1);
-        Err(self.no_room())
-    }
-
-    /// Whether opens are refused because `audit.max_bytes` is spent.
-    #[must_use]
-    pub const fn is_spent(&self) -> bool {
-        self.spent
-    }
-
     /// From now on records wait in memory. Call it before the first `FIFREEZE`.
     pub const fn hold(&mut self) {
         self.held = true;
@@ -353,27 +318,6 @@ impl Log {
         Ok(())
     }
 
-    /// Sets a full file aside and goes on in a new one. What goes wrong is
-    /// trouble for the operator, not for the record: the old file takes it.
-    fn rotate_if_full(&mut self) {
-        let Some(end) = self.end.as_ref().filter(|end| end.used && end.size >= self.rotate_at) else { return };
-        // Until it has grown as much again; a new file begins anew.
-        self.rotate_at = end.size.saturating_add(self.audit.rotate_bytes.unwrap_or(u64::MAX));
-        match self.set_aside().and_then(|()| self.move_on(Opening::Rotated)) {
-            Ok(()) => self.recount(),
-            Err(why) => self.trouble = Some(why),
-        }
-    }
-
-    fn set_aside(&self) -> Result<(), LogError> {
-        let (Some(place), Some(end)) = (&self.place, &self.end) else { return Ok(()) };
-        // Where the name leads elsewhere, somebody else has rotated.
-        if place.is_current(&end.file)? && !place.set_aside(end.first)? {
-            place.set_aside(end.chain.next)?;
-        }
-        Ok(())
-    }
-
     /// Writes everything that has to stand before the next record; before the
     /// `last` one also what would be told later.
     fn settle(&mut self, last: bool) -> Result<(), LogError> {
@@ -458,78 +402,6 @@ impl Log {
         synced.map_err(|errno| LogError::Sync { path: self.audit.log.clone(), errno })?;
         self.is_new = false;
         Ok(())
-    }
-
-    fn has_room(&self, body: &Body, room: Room) -> bool {
-        let most = self.audit.max_bytes.saturating_add(if room == Room::All { SPARE_BYTES } else { 0 });
-        self.taken + body.len() as u64 + CHAIN_BYTES <= most
-    }
-
-    fn no_room(&self) -> LogError {
-        LogError::Spent { path: self.audit.log.clone(), used: self.taken, max: self.audit.max_bytes }
-    }
-
-    fn is_count_due(&self) -> bool {
-        self.counted.is_none_or(|counted| counted.elapsed() >= COUNT_AGAIN)
-    }
-
-    /// Counts what the log's files take, and which of them are too many.
-    fn recount(&mut self) {
-        let Some(place) = &self.place else { return };
-        self.counted = Some(Instant::now());
-        match place.members() {
-            Ok(members) => {
-                self.taken = members.iter().map(|member| member.size).sum();
-                if self.audit.rotate_bytes.is_some() {
-                    self.surplus = rotated::surplus(members, self.audit.keep, self.audit.keep_time, SystemTime::now());
-                }
-                self.weigh();
-            }
-            Err(why) => self.trouble = Some(why),
-        }
-    }
-
-    const fn weigh(&mut self) {
-        self.spent = self.taken >= self.audit.max_bytes;
-        self.told_spent &= self.spent;
-    }
-
-    /// Removes rotated files that are too many and too old, each behind its
-    /// record.
-    fn remove_surplus(&mut self) -> Result<(), LogError> {
-        while let Some(member) = self.surplus.first().cloned() {
-            let name = member.name.to_string_lossy().into_owned();
-            self.put(Timestamp::now(), &Body::of(&Record::LogRemoved { name }), Room::All)?;
-            // A rotation may have counted anew meanwhile.
-            self.surplus.retain(|other| other.name != member.name);
-            match self.place.as_ref().map_or(Ok(()), |place| place.remove(&member)) {
-                Ok(()) => {
-                    self.taken = self.taken.saturating_sub(member.size);
-                    self.weigh();
-                }
-                Err(why) => self.trouble = Some(why),
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether one more of what a host can repeat is listed. Where opens are
-    /// refused for want of room, the first of them is, so that the log says so
-    /// itself.
-    fn admits(&mut self, record: &Record, body: &Body) -> bool {
-        self.spent |= !self.has_room(body, Room::Opens);
-        if self.spent {
-            let says_so = matches!(record, Record::OpenRefused { by: Barrier::Audit, .. });
-            if !says_so || std::mem::replace(&mut self.told_spent, true) {
-                return false;
-            }
-        }
-        let now = Instant::now();
-        let admits = self.flood.has_room(now);
-        if admits {
-            self.flood.pay(now, body.len());
-        }
-        admits
     }
 
     /// [`Log::wait`] while the log is held; a full ring is news once.

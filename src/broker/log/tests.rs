@@ -6,6 +6,7 @@ use postern_core::audit::Text;
 use postern_core::catalogue::CommandSet;
 use postern_core::policy::rules::Mode;
 
+use super::bounds::COUNT_AGAIN;
 use super::*;
 
 #[test]
