@@ -33,7 +33,7 @@ pub(super) fn open(path: &Path) -> io::Result<Input> {
     };
     let mut input = BufReader::with_capacity(AT_ONCE, source);
     if !is_stdin(path) && input.fill_buf()?.starts_with(&GZIP) {
-        return Err(io::Error::other("it is compressed: give it as standard input, zcat FILE | postern audit … -"));
+        return Err(io::Error::other("it is compressed: zcat -f OLDEST … NEWEST | postern audit … - reads it"));
     }
     Ok(input)
 }

@@ -90,7 +90,7 @@ pub enum Command {
         The page that --html makes is one file without scripts and without references: it can be kept\n\
         and opened offline.\n\nExamples:\n  postern audit report /var/log/postern/audit.jsonl\n  \
         postern audit report --html /var/log/postern/audit.jsonl* > report.html\n  \
-        zcat -f audit.jsonl.2.gz audit.jsonl.1 audit.jsonl | postern audit report -"
+        zcat -f $(ls -rv /var/log/postern/audit.jsonl*) | postern audit report -"
     )]
     Report {
         /// Log files; - is standard input. Those that begin with a record are read oldest first

@@ -62,8 +62,10 @@ mod tests {
     fn any_order_and_any_times_make_the_same_bounded_bins() {
         let times: Vec<i64> = (0..20_000).map(|number| number * 7_000_003).chain([i64::MIN, i64::MAX, -1]).collect();
         let (mut one, mut other) = (Bins::default(), Bins::default());
-        times.iter().for_each(|at| one.add(*at, Lane::Opened));
-        times.iter().rev().for_each(|at| other.add(*at, Lane::Opened));
+        for (at, from_behind) in times.iter().zip(times.iter().rev()) {
+            one.add(*at, Lane::Opened);
+            other.add(*from_behind, Lane::Opened);
+        }
         assert_eq!(one.counts, other.counts);
         assert!(one.counts.len() <= MOST && one.counts.len() > MOST / 4);
         assert_eq!(one.counts.values().map(|counts| counts[0]).sum::<u64>(), 20_003);

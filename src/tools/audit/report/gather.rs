@@ -250,7 +250,7 @@ impl Gathered {
             self.alarms.raise(Alarm::NoRecord, self.now, None, 1);
             return;
         };
-        self.now = at;
+        let before = std::mem::replace(&mut self.now, at);
         self.seen.at(at, 1);
         self.event(at, &record);
         let used = self.file(at, &record);
@@ -258,7 +258,7 @@ impl Gathered {
         let day = self.days.of(words::day(at));
         day.seen.at(at, 1);
         day.used.absorb(&used);
-        self.span(at, &record, &used);
+        self.span(at, before, &record, &used);
         let alarmed = self.alarms.look(at, &record);
         let lane = match () {
             () if alarmed => Lane::Alarm,
@@ -326,11 +326,11 @@ impl Gathered {
         used
     }
 
-    /// Runs, sessions and freezes.
-    fn span(&mut self, at: i64, record: &Record<'_>, used: &Use) {
+    /// Runs, sessions and freezes. `before` is the time of the record before.
+    fn span(&mut self, at: i64, before: i64, record: &Record<'_>, used: &Use) {
         let (event, ours) = (&record.event, &record.postern);
         match (&*event.action, &*ours.stage) {
-            ("log-opened", _) => self.opened(at, record),
+            ("log-opened", _) => self.opened(at, before, record),
             ("stopped", _) => {
                 self.end_session(at);
                 if let Some(run) = self.runs.last_mut() {
@@ -370,12 +370,14 @@ impl Gathered {
         }
     }
 
-    fn opened(&mut self, at: i64, record: &Record<'_>) {
+    fn opened(&mut self, at: i64, last: i64, record: &Record<'_>) {
         let ours = &record.postern;
         let begun = record.event.reason == "started";
-        let before = self.runs.last_mut();
-        if let Some(before) = &before {
+        let mut before = self.runs.last_mut();
+        if let Some(before) = &mut before {
             if begun && before.ended.is_none() {
+                // The last that is known of it.
+                before.to = Some(last);
                 self.alarms.raise(Alarm::Killed, at, Some(record.event.sequence), 1);
             }
             if before.policy != ours.policy_digest {
@@ -385,7 +387,7 @@ impl Gathered {
         if !begun && before.is_some() {
             return;
         }
-        self.end_session(at);
+        self.end_session(last);
         self.runs.push(Run {
             from: at,
             begun,

@@ -258,11 +258,15 @@ fn write_marks(scale: &Scale, step: i64, bottom: f64, out: &mut dyn Write) -> io
 
 #[cfg(test)]
 mod tests {
+    use postern_core::audit::Timestamp;
+
     use super::*;
 
     #[test]
     fn a_scale_fits_any_times() {
-        let edges = [i64::MIN, -1, 0, 1, 1_700_000_000 * SECOND, 1_700_000_000 * SECOND + 1, i64::MAX];
+        // The first and the last time that a record can have, among others.
+        let [least, most] = [Timestamp::MIN, Timestamp::MAX].map(Timestamp::as_microsecond);
+        let edges = [least, -1, 0, 1, 1_700_000_000 * SECOND, 1_700_000_000 * SECOND + 1, most];
         for first in edges {
             for last in edges.into_iter().filter(|last| *last >= first) {
                 let scale = Scale::new(first, last, 1);
