@@ -15,11 +15,13 @@ use crate::scene::{count, frozen_list, own_directory, policy, send, status, stor
 use crate::support::agent::{Agent, BINARY, Home, Host, eventually};
 use crate::support::disk::Disk;
 use crate::support::runner::Test;
+use crate::support::server::{FLUSH, NAME, Server};
 
 pub(crate) const TESTS: &[Test] = &[
     ("the_first_record_says_what_runs_and_how", the_first_record_says_what_runs_and_how),
     ("every_narrowing_shows_in_the_first_record", every_narrowing_shows_in_the_first_record),
     ("a_close_says_how_the_file_stands", a_close_says_how_the_file_stands),
+    ("a_server_that_is_dead_holds_up_no_record", a_server_that_is_dead_holds_up_no_record),
     ("an_open_that_nobody_awaits_is_on_record", an_open_that_nobody_awaits_is_on_record),
     ("a_freeze_says_what_it_left_out", a_freeze_says_what_it_left_out),
     ("records_name_the_worker", records_name_the_worker),
@@ -184,6 +186,37 @@ fn a_close_says_how_the_file_stands() {
         (&json!(4), &json!(true))
     );
     assert!(record["postern"].get("self_reported").is_none(), "it could say nothing");
+}
+
+fn a_server_that_is_dead_holds_up_no_record() {
+    let server = Server::mount("/net");
+    let home = Home::new();
+    let files = "profile = \"files\"\n[[files]]\npath = \"/net\"\nrights = [\"read\", \"write\"]\n";
+    let mut agent = home.start(files);
+    let mut host = agent.connect();
+    let path = Path::new("/net").join(NAME);
+    // The control: it serves.
+    let handle = host.open(&path, "r+").expect("a handle");
+    host.write(handle, "bW9yZSB0aGFuIGNvbnRlbnQ=");
+    host.close(handle);
+    assert_eq!(closed(&agent, handle)["postern"]["after"]["size"], 17);
+
+    let handle = host.open(&path, "r+").expect("a handle");
+    host.write(handle, "bW9yZSB0aGFuIGNvbnRlbnQgYWdhaW4=");
+    server.die();
+    // The worker hangs in its close(2), which not even SIGKILL ends.
+    send(&mut host, "guest-file-close", &json!({ "handle": handle }), "close");
+    eventually("the worker waits for the server", || (server.last() == FLUSH).then_some(()));
+    agent.signal("broker", Signal::SIGTERM);
+    let record = closed(&agent, handle);
+    assert_eq!(record["event"]["reason"], "postern is stopping");
+    assert_eq!(
+        (&record["postern"]["after"]["size"], &record["postern"]["after"]["changed"]),
+        (&json!(23), &json!(true))
+    );
+    agent.await_record("stopped", |record| record["event"]["reason"] == "SIGTERM");
+    drop(server);
+    assert!(agent.ended().success());
 }
 
 fn an_open_that_nobody_awaits_is_on_record() {

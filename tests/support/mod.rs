@@ -15,5 +15,6 @@ pub(crate) mod process;
 pub(crate) mod records;
 pub(crate) mod runner;
 pub(crate) mod sabotage;
+pub(crate) mod server;
 pub(crate) mod terminal;
 pub(crate) mod writers;
