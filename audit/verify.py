@@ -4,8 +4,8 @@
 Written by the description in RECORDS.md, "The chain", and by nothing else: it shares no code with postern, so that
 neither has to be believed alone. Python 3.8 or newer, its standard library only.
 
-    verify.py audit.jsonl.1 audit.jsonl
-    journalctl -o json SYSLOG_IDENTIFIER=postern | verify.py --anchors /dev/stdin audit.jsonl.1 audit.jsonl
+    python3 verify.py audit.jsonl.1 audit.jsonl
+    journalctl -o json SYSLOG_IDENTIFIER=postern | python3 verify.py --anchors /dev/stdin audit.jsonl.1 audit.jsonl
 
 Exit status: 0 whole, 1 broken, 2 a file could not be read, the usage was wrong or no head counts, 3 a head contradicts
 the log.
