@@ -10,6 +10,7 @@ mod bins;
 mod gather;
 mod html;
 mod most;
+mod spans;
 mod tables;
 mod text;
 mod timeline;

@@ -201,21 +201,27 @@ const DETAILS: [(&str, &str); 37] = [
 fn details(record: &Value) -> String {
     let mut out = String::new();
     for (label, pointer) in DETAILS {
-        let Some(value) = record.pointer(pointer) else { continue };
+        let Some(value) = member(record, pointer) else { continue };
         // The resolved path only where it is another than the requested one.
-        if pointer == "/file/path" && record.pointer("/postern/requested") == Some(value) {
+        if pointer == "/file/path" && member(record, "/postern/requested") == Some(value) {
             continue;
         }
         // A process by its name, or the worker that asked.
-        if pointer == "/postern/child" && (label == "#") == record.pointer("/process/name").is_none() {
+        if pointer == "/postern/child" && (label == "#") == member(record, "/process/name").is_none() {
             continue;
         }
-        let arrow = if pointer == "/file/path" && record.pointer("/postern/requested").is_some() { "→ " } else { "" };
+        let arrow = if pointer == "/file/path" && member(record, "/postern/requested").is_some() { "→ " } else { "" };
         let separator = if out.is_empty() { "" } else { ", " };
         // Writing to a String cannot fail.
         _ = write!(out, "{separator}{arrow}{label}{}", plain(value));
     }
     out
+}
+
+/// A member by its path. Not [`Value::pointer`], which makes a string of every
+/// part: there are many members, and a log is long.
+fn member<'a>(record: &'a Value, path: &str) -> Option<&'a Value> {
+    path.split('/').skip(1).try_fold(record, |value, name| value.get(name))
 }
 
 /// A value as text of one line.
