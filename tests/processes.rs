@@ -277,6 +277,8 @@ fn descriptors_are_those_documented() {
     host.ping();
     check("with a host", &[(5, "socket")], 1, 0);
     let handles = [host.open(&path, "r").expect("a handle"), host.open(&path, "r+").expect("a handle")];
+    // What the broker handed on it has let go of when it hears the next ask.
+    host.open("/etc/passwd", "r").expect_err("not in the policy");
     check("with open files", &[(5, "socket"), (6, &name), (7, &name)], 1, 2);
     for handle in handles {
         host.close(handle);
@@ -368,6 +370,7 @@ fn a_dead_worker_is_replaced_on_the_same_connection() {
     assert!(closed.to_string().contains("worker"), "{closed}");
     assert_eq!(agent.process(WORKER, first), second, "one replacement");
     assert!(open_in(second).values().any(|target| target.ends_with("/files/a")), "the new worker has the new file");
+    host.open("/etc/passwd", "r").expect_err("not in the policy");
     let kept = numbers_of(agent.pid(), &path.display().to_string());
     assert_eq!(kept.len(), 1, "a look at the new worker's file, none at the dead one's: {kept:?}");
 }

@@ -128,7 +128,14 @@ fn closed(agent: &Agent<'_>, handle: i64) -> Value {
     agent.await_record("guest-file-close", |record| record["postern"]["handle"] == handle)
 }
 
-/// The descriptors that the broker holds of a file.
+/// Waits until the broker holds so many descriptors of a file; what it handed on it
+/// lets go of a moment later.
+fn await_held(agent: &Agent<'_>, path: &Path, count: usize) {
+    eventually(&format!("the broker holds {count} of {}", path.display()), || {
+        (held(agent, path) == count).then_some(())
+    });
+}
+
 fn held(agent: &Agent<'_>, path: &Path) -> usize {
     let descriptors = fs::read_dir(format!("/proc/{}/fd", agent.pid())).expect("descriptors").flatten();
     descriptors.filter(|one| fs::read_link(one.path()).is_ok_and(|of| of == path)).count()
@@ -146,12 +153,12 @@ fn a_close_says_how_the_file_stands() {
     // Read only: nothing changed.
     let handle = host.open(&path, "r").expect("a handle");
     host.read(handle);
-    assert_eq!(held(&agent, &path), 1);
+    await_held(&agent, &path, 1);
     host.close(handle);
     let after = closed(&agent, handle)["postern"]["after"].clone();
     assert_eq!((&after["size"], &after["changed"]), (&json!(7), &json!(false)));
     assert_eq!(after["mtime"], granted(handle));
-    assert_eq!(held(&agent, &path), 0, "let go of");
+    await_held(&agent, &path, 0);
 
     // Written: the kernel's word beside the worker's.
     let handle = host.open(&path, "r+").expect("a handle");
@@ -243,7 +250,7 @@ fn an_open_that_nobody_awaits_is_on_record() {
     assert_eq!(record["postern"]["requested"], json!(new));
     let asked = agent.await_record("guest-file-open", |record| record["postern"]["stage"] == "asked");
     assert_eq!(record["postern"]["child"], asked["postern"]["child"]);
-    assert_eq!(held(&agent, &new), 0);
+    await_held(&agent, &new, 0);
     // The next worker is served.
     host.open(&new, "r").expect("a handle");
 }
