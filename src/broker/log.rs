@@ -181,7 +181,7 @@ impl Log {
             return self.hold_back(at, body, RESERVE_RECORDS, RESERVE_BYTES);
         }
         let opens = matches!(record, Record::OpenAsked { .. } | Record::OpenGranted { .. });
-        let room = if opens { Room::Opens } else { Room::All };
+        let room = if opens { Room::Opens } else { Room::Acts };
         let written = self.settle(false).and_then(|()| self.put(at, &body, room));
         // An open for which there is no room is counted by its refusal.
         if let Err(error) = &written

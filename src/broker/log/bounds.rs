@@ -11,7 +11,8 @@ use postern_core::messages::Barrier;
 
 use super::{Log, LogError, rotated};
 
-/// Bytes beyond `audit.max_bytes` for everything that is no open.
+/// Bytes beyond `audit.max_bytes` for everything that is no open; half of them
+/// for what is refused without a record.
 pub const SPARE_BYTES: u64 = 1 << 20;
 /// How often the log's files are counted at most while `max_bytes` is spent.
 pub(super) const COUNT_AGAIN: Duration = Duration::from_secs(60);
@@ -23,7 +24,10 @@ const CHAIN_BYTES: u64 = 514;
 pub(super) enum Room {
     /// That of opens.
     Opens,
-    /// [`SPARE_BYTES`] more.
+    /// Half of [`SPARE_BYTES`] more, for what else a host asks for: it can freeze
+    /// as often as it likes.
+    Acts,
+    /// All of them, for what nobody can refuse any more.
     All,
 }
 
@@ -71,7 +75,12 @@ impl Log {
     }
 
     pub(super) fn has_room(&self, body: &Body, room: Room) -> bool {
-        let most = self.audit.max_bytes.saturating_add(if room == Room::All { SPARE_BYTES } else { 0 });
+        let spare = match room {
+            Room::Opens => 0,
+            Room::Acts => SPARE_BYTES / 2,
+            Room::All => SPARE_BYTES,
+        };
+        let most = self.audit.max_bytes.saturating_add(spare);
         self.taken + body.len() as u64 + CHAIN_BYTES <= most
     }
 
