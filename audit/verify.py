@@ -17,16 +17,17 @@ import json
 import re
 import sys
 
+NUMBER = "[0-9]{1,20}"
 ZEROS = "0" * 64
 LONGEST = 256 * 1024
 
 # A record's line without its newline: fixed at both ends, no control character between.
 RECORD = re.compile(
     rb'\{"@timestamp":"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z",'
-    rb'"event":\{"sequence":([1-9][0-9]*),([^\x00-\x1f]*)"previous":"([0-9a-f]{64})"\}\}'
+    rb'"event":\{"sequence":([1-9][0-9]{0,19}),([^\x00-\x1f]*)"previous":"([0-9a-f]{64})"\}\}'
 )
-TORN = re.compile(rb'"torn":\{"bytes":([0-9]+),"sha256":"([0-9a-f]{64})"\},\Z')
-HEAD = re.compile(r"audit head: record ([0-9]+), sha256 ([0-9a-f]{64}), boot .*?, log (.*)", re.DOTALL)
+TORN = re.compile(rb'"torn":\{"bytes":([0-9]{1,20}),"sha256":"([0-9a-f]{64})"\},\Z')
+HEAD = re.compile(rf"audit head: record ({NUMBER}), sha256 ([0-9a-f]{{64}}), boot .*?, log (.*)", re.DOTALL)
 SYSLOG = re.compile(r".*?postern\[[0-9]+\]: (.*)", re.DOTALL)
 
 
@@ -81,9 +82,14 @@ class Record:
 
 
 def lines(file):
+    """Each line with its number. One that is too long for a record comes in parts, the later ones as None and the part."""
+    number, inside = 0, False
     try:
         with open(file, "rb") as source:
-            yield from enumerate(source, 1)
+            while line := source.readline(LONGEST + 1):
+                number += not inside
+                yield None if inside else number, line
+                inside = not line.endswith(b"\n")
     except OSError as error:
         raise Doubt(2, "unreadable", f"cannot read {file}: {error.strerror}") from error
 
@@ -94,7 +100,7 @@ def records(files):
     for file in files:
         for number, line in lines(file):
             place = (file, number)
-            record = Record.of(line)
+            record = Record.of(line) if number else None
             if record is None:
                 rest.update(line)
                 rest_bytes += len(line)
@@ -137,24 +143,25 @@ def head_of(line):
     if not line.startswith(b"{"):
         tagged = SYSLOG.fullmatch(line.decode("utf-8", "replace").rstrip("\n"))
         head = tagged and HEAD.fullmatch(tagged[1])
-        return (int(head[1]), head[2], head[3], "syslog") if head else None
+        return (int(head[1]), head[2], head[3], "syslog") if head and int(head[1]) < 1 << 64 else None
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
     field = lambda name: text_of(entry.get(name)) or ""
-    sender = int(field("_UID")) if field("_UID").isdecimal() else None
+    sender = int(field("_UID")) if re.fullmatch(NUMBER, field("_UID")) else None
     number, digits, log = field("POSTERN_SEQUENCE"), field("POSTERN_HASH"), field("POSTERN_LOG")
-    if number.isdecimal() and re.fullmatch("[0-9a-f]{64}", digits) and log:
+    if re.fullmatch(NUMBER, number) and int(number) < 1 << 64 and re.fullmatch("[0-9a-f]{64}", digits) and log:
         return int(number), digits, log, sender
     head = HEAD.fullmatch(field("MESSAGE")) if field("SYSLOG_IDENTIFIER") == "postern" else None
-    return (int(head[1]), head[2], head[3], sender) if head else None
+    return (int(head[1]), head[2], head[3], sender) if head and int(head[1]) < 1 << 64 else None
 
 
 def verify(files, anchors=(), sender=None, log=None):
     """What can be said of a log, or Doubt."""
     heads = sorted(
-        ((*head, f"{file}:{number}") for file in anchors for number, line in lines(file) if (head := head_of(line))),
+        ((*head, f"{file}:{number}") for file in anchors for number, line in lines(file)
+         if number and (head := head_of(line))),
         key=lambda head: head[0],
     )
     wanted = {head[0] for head in heads}
@@ -174,7 +181,7 @@ def verify(files, anchors=(), sender=None, log=None):
         logs = logs.intersection(files)
         if not logs:
             raise Doubt(2, "several-logs", "the anchors are of several logs; say with --log which of them it is")
-    log = log or min(logs, default=None)
+    said_log, log = log, log or min(logs, default=None)
     agree, older, ignored, other_logs, agreed = 0, 0, 0, 0, None
     for head in heads:
         number, digits, of, _, place = head
@@ -192,8 +199,13 @@ def verify(files, anchors=(), sender=None, log=None):
                         f"behind record {number}, whose head ({place}) is another", record=number)
         else:
             agree, agreed = agree + 1, number
-    if agree + older == 0:
-        raise Doubt(2, "no-head", f"no head counts ({ignored} by other users, {other_logs} of other logs)")
+    if agree == 0:
+        raise Doubt(2, "no-head", f"no head counts ({older} of older records than were given, {ignored} by other users, "
+                    f"{other_logs} of other logs)")
+    if sender is None and any(type(user) is int and user not in users and said_log in (None, of)
+                              for _, _, of, user, _ in heads):
+        raise Doubt(2, "strangers", "users other than the one that the log names sent heads, and only the log says who its "
+                    "broker is: say with --sender which user that was")
     return dict(said, agree=agree, older=older, ignored=ignored, other_logs=other_logs)
 
 

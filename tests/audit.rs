@@ -8,6 +8,8 @@
 mod commands;
 #[path = "audit/ecs.rs"]
 mod ecs;
+#[path = "audit/forgery.rs"]
+mod forgery;
 #[path = "audit/keep.rs"]
 mod keep;
 #[path = "audit/log.rs"]

@@ -64,6 +64,7 @@ fn rust(files: &[PathBuf], against: &Against) -> Verdict {
         Err(Doubt::Contradicted { number, what: Contradiction::Rewritten { .. }, .. }) => Verdict::Rewritten(number),
         Err(Doubt::NoHead(_)) => Verdict::Other("no head"),
         Err(Doubt::SeveralLogs(_)) => Verdict::Other("several logs"),
+        Err(Doubt::Strangers(_)) => Verdict::Other("strangers"),
         Err(other) => panic!("{other}"),
     }
 }
@@ -169,13 +170,17 @@ fn heads_that_do_not_count_are_told() {
     let broker = format!("\"_UID\":\"{}\"", real.broker);
     assert_eq!(real.journal.matches(&broker).count() as u64, all, "the kernel says who sent them");
 
-    // Another user writes a false head: ignored, and told.
+    // Another user writes a false head: ignored, and told, where it was said who
+    // the broker is.
     let line = real.journal.lines().next_back().expect("a head");
     let false_head = |user: &str| {
         let hash = line.split_once("\"POSTERN_HASH\":\"").expect("a hash").1;
         line.replace(&hash[..64], &"0".repeat(64)).replace(&broker, user) + "\n"
     };
-    let (whole, told) = said(&format!("{}{}", real.journal, false_head("\"_UID\":\"1000\"")), Against::default());
+    let both_heads = format!("{}{}", real.journal, false_head("\"_UID\":\"1000\""));
+    let (whole, told) = said(&both_heads, Against::default());
+    assert!(!whole && told.contains("(1000)") && told.contains("say with --sender"), "{told}");
+    let (whole, told) = said(&both_heads, Against { sender: Some(real.broker), ..Against::default() });
     let ignored = "; ignored: 1 head by other users (1000), 1 of which contradict the log";
     assert!(whole && told.contains(&format!("{all} heads agree")) && told.ends_with(ignored), "{told}");
     // The broker's user is not 1000, whatever the journal says.

@@ -17,8 +17,9 @@ use std::path::{Path, PathBuf};
 use postern_core::audit::Hash;
 use serde_json::Value;
 
-use super::lines;
+use super::lines::{self, Part};
 use super::verify::{Place, Problem, Verified, verify_and};
+use super::words::escape;
 
 /// What to hold a log against.
 #[derive(Debug, Default, clap::Args)]
@@ -155,8 +156,11 @@ pub enum Doubt {
     #[error("no head to hold the log against: {0}")]
     NoHead(String),
     /// Heads are of several logs.
-    #[error("the anchors are of several logs; say with --log which of these it is: {}", .0.join(", "))]
+    #[error("the anchors are of several logs; say with --log which of these it is: {}", escape(&.0.join(", ")))]
     SeveralLogs(Vec<String>),
+    /// Other users sent heads than the one that the log itself names.
+    #[error("{0}; only the log says who its broker is: say with --sender which user that was")]
+    Strangers(String),
 }
 
 fn contradiction(place: &Place, number: u64, what: &Contradiction) -> String {
@@ -242,9 +246,18 @@ pub fn verify_against<P: AsRef<Path>>(files: &[P], against: &Against) -> Result<
         };
         return Err(Doubt::Contradicted { place: head.place.clone(), number: head.number, what });
     }
-    if anchored.agree + anchored.older == 0 {
+    if anchored.agree == 0 {
         let why = if found == 0 { "there is none in the anchors".to_owned() } else { format!("{anchored}") };
         return Err(Doubt::NoHead(why));
+    }
+    // Whoever writes a log anew can name another user, whose heads all fit, and
+    // another path in these: then the true ones are those that do not count.
+    let stranger = |head: &Head| {
+        matches!(head.sender, Sender::User(user) if !users.contains(&user))
+            && against.log.as_ref().is_none_or(|log| *log == head.log)
+    };
+    if against.sender.is_none() && heads.iter().any(stranger) {
+        return Err(Doubt::Strangers(anchored.to_string()));
     }
     Ok((verified, anchored))
 }
@@ -282,8 +295,13 @@ fn read(file: &Path, heads: &mut Vec<Head>) -> std::io::Result<()> {
     let mut reader = lines::open(file)?;
     let mut line = Vec::new();
     let mut number = 0;
-    while lines::read(&mut reader, &mut line)? {
-        number += 1;
+    loop {
+        match lines::read(&mut reader, &mut line)? {
+            Part::Line => number += 1,
+            // A message that is long enough could place a head here.
+            Part::More => continue,
+            Part::End => break,
+        }
         let found = if line.starts_with(b"{") { of_journal(&line) } else { of_syslog(&line) };
         heads.extend(found.map(|(said, sender)| Head {
             number: said.number,

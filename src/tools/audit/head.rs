@@ -8,7 +8,7 @@ use std::path::Path;
 
 use postern_core::audit::Hash;
 
-use super::lines;
+use super::lines::{self, Part};
 use super::verify::Problem;
 
 /// Number and hash of the last record in the files, oldest first; `None` if there
@@ -26,9 +26,11 @@ pub fn head<P: AsRef<Path>>(files: &[P]) -> Result<Option<(u64, Hash)>, Problem>
 fn last(file: &Path) -> io::Result<Option<(u64, Hash)>> {
     let mut reader = lines::open(file)?;
     let (mut line, mut last) = (Vec::new(), Vec::new());
-    while lines::read(&mut reader, &mut line)? {
-        if lines::is_sealed(&line) {
-            std::mem::swap(&mut line, &mut last);
+    loop {
+        match lines::read(&mut reader, &mut line)? {
+            Part::Line if lines::is_sealed(&line) => std::mem::swap(&mut line, &mut last),
+            Part::Line | Part::More => {}
+            Part::End => break,
         }
     }
     Ok(lines::link(&last).map(|link| (link.sequence, link.hash)))

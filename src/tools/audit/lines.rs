@@ -62,19 +62,36 @@ pub(super) fn first_number(path: &Path) -> Option<u64> {
     sequence_of(&next(&mut open(path).ok()?).ok()?)
 }
 
-/// The next line, with its newline if it has one; empty at the end. A line that
-/// is longer than any record comes in pieces, none of which is a record.
-pub(super) fn next(reader: &mut dyn BufRead) -> io::Result<Vec<u8>> {
+/// What [`read`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// A line with its newline, if it has one; of a line that is longer than any
+    /// record, its beginning.
+    Line,
+    /// More of such a line, which is no line of its own, whatever it looks like.
+    More,
+    /// Nothing: the end.
+    End,
+}
+
+/// The first line; empty if there is none.
+fn next(reader: &mut dyn BufRead) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
     read(reader, &mut line)?;
     Ok(line)
 }
 
-/// [`next`] into a buffer that is used again; whether there was one.
-pub(super) fn read(reader: &mut (impl BufRead + ?Sized), line: &mut Vec<u8>) -> io::Result<bool> {
+/// The next line, or part of one, into a buffer that still holds what was read
+/// before it where that was no record.
+pub(super) fn read(reader: &mut (impl BufRead + ?Sized), line: &mut Vec<u8>) -> io::Result<Part> {
+    let inside = line.len() > MAX_LINE && line.last() != Some(&b'\n');
     line.clear();
     reader.take(MAX_LINE as u64 + 1).read_until(b'\n', line)?;
-    Ok(!line.is_empty())
+    Ok(match (line.is_empty(), inside) {
+        (true, _) => Part::End,
+        (false, true) => Part::More,
+        (false, false) => Part::Line,
+    })
 }
 
 /// What the chain needs of a line.
@@ -91,8 +108,8 @@ pub(super) struct Link {
     pub(super) opens: bool,
 }
 
-/// The record that a line is, if it begins and ends as records do and has no
-/// control character. What is between is not parsed, for the next record vouches
+/// The record that a line is, if it is no longer than any, begins and ends as
+/// records do and has no control character. What is between is not parsed, for the next record vouches
 /// for every byte of it; where none was written by the same run, see [`is_record`].
 pub(super) fn link(line: &[u8]) -> Option<Link> {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
@@ -108,7 +125,7 @@ pub(super) fn link(line: &[u8]) -> Option<Link> {
 }
 
 fn seal(line: &[u8]) -> Option<Seal<'_>> {
-    Seal::of(line).filter(|_| line.iter().all(|byte| *byte >= b' '))
+    Seal::of(line).filter(|_| line.len() <= MAX_LINE && line.iter().all(|byte| *byte >= b' '))
 }
 
 /// Whether a line has a [`link`], which costs a hash to make.

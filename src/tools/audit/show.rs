@@ -13,9 +13,10 @@ use serde_json::Value;
 
 use super::filter::{Filter, Sieve};
 use super::follow::Tail;
+use super::lines::{self, Part};
+use super::record;
 use super::verify::Problem;
 use super::words::escape;
-use super::{lines, record};
 
 /// All records of a log as a table, as wide as the terminal at stdout, or as
 /// wide as it needs.
@@ -29,8 +30,12 @@ pub fn table_for(mut reader: impl BufRead, filter: &Filter, width: Option<usize>
     let mut printer = Printer::new(filter, Form::Table, width, &mut out);
     printer.heading()?;
     let mut line = Vec::new();
-    while lines::read(&mut reader, &mut line)? {
-        printer.line(&line)?;
+    loop {
+        match lines::read(&mut reader, &mut line)? {
+            Part::Line => printer.line(&line)?,
+            Part::More => printer.more(&line)?,
+            Part::End => break,
+        }
     }
     Ok(String::from_utf8_lossy(&out).into_owned())
 }
@@ -72,10 +77,11 @@ fn print(files: &[PathBuf], printer: &mut Printer<'_, impl Write>, follow: bool)
             if input.buffer().is_empty() {
                 printer.out.flush().map_err(stdout)?;
             }
-            if !lines::read(&mut input, &mut line).map_err(at)? {
-                break;
+            match lines::read(&mut input, &mut line).map_err(at)? {
+                Part::Line => printer.line(&line).map_err(stdout)?,
+                Part::More => printer.more(&line).map_err(stdout)?,
+                Part::End => break,
             }
-            printer.line(&line).map_err(stdout)?;
         }
     }
     if let Some(file) = followed {
@@ -118,6 +124,12 @@ impl<'a, W: Write> Printer<'a, W> {
             }
             Form::Lines => Ok(()),
         }
+    }
+
+    /// More of a line that is too long for a record: it stands in no row.
+    fn more(&mut self, part: &[u8]) -> io::Result<()> {
+        let verbatim = self.filter.is_empty() && self.form == Form::Lines && self.width.is_none();
+        if verbatim { self.out.write_all(part) } else { Ok(()) }
     }
 
     /// Where nothing is filtered, what is no record is shown, too.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use postern_core::audit::{Chain, Hash, Torn, is_whole, sequence_of};
 
-use super::lines::{self, Input, Link};
+use super::lines::{self, Input, Link, Part};
 
 /// A line of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,7 +152,7 @@ fn check<P: AsRef<Path>>(reader: &mut Lines<'_, P>, heard: &mut dyn FnMut(&Link,
     // The record before, which is not parsed where the next one vouches for it.
     let mut before: Option<(Link, Vec<u8>)> = None;
     while reader.advance()? {
-        let Some(link) = lines::link(&reader.line) else {
+        let Some(link) = reader.link() else {
             state.unexplained.get_or_insert_with(|| (reader.at, kind_of_rest(&reader.line)));
             state.rest.add(&reader.line);
             continue;
@@ -312,15 +312,17 @@ struct Lines<'a, P> {
     at: At,
     open: Option<Input>,
     line: Vec<u8>,
+    /// Whether `line` is more of a line that was too long.
+    inside: bool,
     seen: &'a mut dyn FnMut(&[u8]),
 }
 
 impl<'a, P: AsRef<Path>> Lines<'a, P> {
     fn new(files: &'a [P], seen: &'a mut dyn FnMut(&[u8])) -> Self {
-        Self { files, at: At::default(), open: None, line: Vec::new(), seen }
+        Self { files, at: At::default(), open: None, line: Vec::new(), inside: false, seen }
     }
 
-    /// Goes to the next line, if there is one.
+    /// Goes to the next line, or part of one, if there is one.
     fn advance(&mut self) -> Result<bool, Problem> {
         loop {
             let Some(file) = self.files.get(self.at.file).map(AsRef::as_ref) else { return Ok(false) };
@@ -329,15 +331,25 @@ impl<'a, P: AsRef<Path>> Lines<'a, P> {
                 Some(reader) => reader,
                 None => self.open.insert(lines::open(file).map_err(unreadable)?),
             };
-            lines::read(reader, &mut self.line).map_err(unreadable)?;
-            if !self.line.is_empty() {
-                self.at.line += 1;
-                (self.seen)(&self.line);
-                return Ok(true);
+            let part = lines::read(reader, &mut self.line).map_err(unreadable)?;
+            self.inside = part == Part::More;
+            match part {
+                Part::Line => {
+                    self.at.line += 1;
+                    (self.seen)(&self.line);
+                    return Ok(true);
+                }
+                Part::More => return Ok(true),
+                Part::End => {}
             }
             self.open = None;
             self.at = At { file: self.at.file + 1, line: 0 };
         }
+    }
+
+    /// What the chain needs of the line, if it is a record.
+    fn link(&self) -> Option<Link> {
+        if self.inside { None } else { lines::link(&self.line) }
     }
 
     /// A line as it is told to people.
@@ -347,7 +359,7 @@ impl<'a, P: AsRef<Path>> Lines<'a, P> {
 
     fn next_link(&mut self) -> Result<Option<Link>, Problem> {
         while self.advance()? {
-            if let Some(link) = lines::link(&self.line) {
+            if let Some(link) = self.link() {
                 return Ok(Some(link));
             }
         }

@@ -46,6 +46,7 @@ impl Python {
             Some("rewritten") => Verdict::Rewritten(number("record")),
             Some("no-head") => Verdict::Other("no head"),
             Some("several-logs") => Verdict::Other("several logs"),
+            Some("strangers") => Verdict::Other("strangers"),
             _ => panic!("{answer}"),
         }
     }
