@@ -67,6 +67,8 @@ class Record:
         """Whether a JSON reader sees what stands at the fixed places."""
         try:
             record = json.loads(self.line)
+            # What Python takes beyond JSON: NaN, numbers without a value, halves of characters.
+            json.dumps(record, allow_nan=False, ensure_ascii=False).encode()
             ours = record["postern"]
             torn = (ours["torn"]["bytes"], ours["torn"]["sha256"]) if "torn" in ours else None
             return (record["event"]["sequence"], ours["previous"], torn) == (self.sequence, self.previous, self.torn)

@@ -125,6 +125,18 @@ fn a_log_that_names_another_user_does_not_choose_who_is_believed() {
 }
 
 #[test]
+fn a_last_record_that_only_some_readers_take_is_none() {
+    let real = real();
+    let journal = head(&real.broker, 5, &hash(&real.lines[4]), "/a");
+    for (value, status) in [("\"\\ud83d\\ude00\"", 0), ("\"\\ud800\"", 1), ("NaN", 1), ("1e999", 1), ("[1,]", 1)] {
+        let mut edited = real.lines.clone();
+        edited[10] = edited[10].replace("\"outcome\":", &format!("\"new\":{value},\"outcome\":"));
+        assert_ne!(edited, real.lines);
+        assert_eq!(real.verdict(&lines(&edited), &journal, &[]).0, status, "{value}");
+    }
+}
+
+#[test]
 fn what_stands_in_a_line_too_long_is_no_line() {
     let real = real();
     let journal = head(&real.broker, 5, &hash(&real.lines[4]), "/a");
