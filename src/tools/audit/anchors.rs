@@ -27,7 +27,8 @@ pub struct Against {
     /// Heads that left the machine: output of journalctl -o json, or lines of a syslog file; - is standard input
     #[arg(long = "anchors", value_name = "FILE")]
     pub anchors: Vec<PathBuf>,
-    /// In a journal, only heads by this user count: the broker's [default: the user that the log names]
+    /// In a journal, only heads by this user count: the broker's [default: the user that the log names, if no
+    /// other sent heads]
     #[arg(long, value_name = "UID", requires = "anchors")]
     pub sender: Option<u32>,
     /// Only heads of the log with this path count, where anchors are of several
