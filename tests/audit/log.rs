@@ -245,6 +245,25 @@ fn refused(path: &Path) -> String {
 }
 
 #[test]
+fn records_that_a_power_cut_left_zeros_in_are_torn_and_not_continued() {
+    let place = place();
+    let mut log = open(&place.path);
+    for number in 0..5 {
+        log.record(&stopped(&format!("record {number}"))).expect("written");
+    }
+    drop(log);
+    // From the middle of record 5 to the middle of record 6, the last.
+    let mut bytes = fs::read(&place.path).expect("readable");
+    let starts: Vec<usize> =
+        bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1).collect();
+    bytes[starts[3] + 200..starts[4] + 200].fill(0);
+    fs::write(&place.path, bytes).expect("written");
+    drop(open(&place.path));
+    let verified = whole(&[&place.path]);
+    assert_eq!((verified.torn, verified.last), (1, 5));
+}
+
+#[test]
 fn a_file_that_others_lead_or_write_is_refused() {
     let place = place();
     let target = place.path.with_extension("target");

@@ -113,11 +113,13 @@ impl Chain {
     /// Before the first record of all.
     pub const START: Self = Self { next: 1, previous: Hash::NONE };
 
-    /// The chain behind a whole line; `None` if it is none.
+    /// The chain behind a whole line; `None` if it is none: a power cut can leave
+    /// the beginning of one record and the end of another with zeros between.
     #[must_use]
     pub fn after(line: &[u8]) -> Option<Self> {
         let next = sequence_of(line)?.checked_add(1)?;
-        is_whole(line).then(|| Self { next, previous: Hash::of(line) })
+        let is_text = line.len() <= MAX_LINE && line.iter().all(|&byte| byte >= b' ');
+        (is_text && is_whole(line)).then(|| Self { next, previous: Hash::of(line) })
     }
 
     /// The line of a record at this place, without a newline. `torn` says what
