@@ -32,6 +32,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use postern_broker::log::{Log, prepare_directory};
 use postern_core::audit::Record;
+use postern_core::policy::Audit;
 use tempfile::TempDir;
 
 use agents::{Agent, Place, Which};
@@ -136,7 +137,7 @@ fn writer_alone(directory: &Path, rounds: usize, time: Duration) -> Result<(f64,
     let uid = nix::unistd::geteuid().as_raw();
     let path = directory.join("audit.jsonl");
     prepare_directory(&path, uid, nix::unistd::getegid().as_raw())?;
-    let mut log = Log::open(&path, samples::run())?;
+    let mut log = Log::start(&Audit::at(path.clone()), samples::run())?;
     let mut all = samples::all(b"/srv/data/a-file-of-usual-length.txt").into_iter();
     let record = all.find(|record| matches!(record, Record::OpenGranted { .. })).ok_or("no grant")?;
     let mut figures = Vec::new();

@@ -25,7 +25,6 @@ mod flood;
 mod rotated;
 
 use std::collections::VecDeque;
-use std::path::Path;
 use std::time::Instant;
 
 use nix::unistd::fdatasync;
@@ -152,17 +151,6 @@ impl Log {
             failed: 0,
             trouble: None,
         }
-    }
-
-    /// [`Log::start`] with the policy's defaults.
-    pub fn open(path: &Path, run: Run) -> Result<Self, LogError> {
-        Self::start(&Audit::at(path.to_owned()), run)
-    }
-
-    /// [`Log::start_held`] with the policy's defaults.
-    #[must_use]
-    pub fn deferred(path: &Path, run: Run) -> Self {
-        Self::start_held(&Audit::at(path.to_owned()), run)
     }
 
     /// What the filter must let this log do; none while its directory is not

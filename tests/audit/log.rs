@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use postern_broker::log::{Log, LogError, RING_RECORDS, Receipt, prepare_directory};
 use postern_core::audit::{Hash, Mounts, Record, Text, ThawCause};
 use postern_core::messages::Denial;
+use postern_core::policy::Audit;
 use postern_tools::audit::{Verified, verify};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -27,7 +28,7 @@ pub(crate) fn place() -> Place {
 }
 
 pub(crate) fn open(path: &Path) -> Log {
-    Log::open(path, samples::run()).expect("the log opens")
+    Log::start(&Audit::at(path.to_owned()), samples::run()).expect("the log opens")
 }
 
 pub(crate) fn stopped(reason: &str) -> Record {
@@ -175,7 +176,7 @@ fn what_happens_while_held_keeps_its_order_and_time() {
 #[test]
 fn a_deferred_log_touches_nothing_before_its_release() {
     let place = place();
-    let mut log = Log::deferred(&place.path, samples::run());
+    let mut log = Log::start_held(&Audit::at(place.path.clone()), samples::run());
     log.record(&stopped("waits")).expect("waits");
     assert_eq!(log.head(), None);
     assert!(!place.path.exists());
@@ -184,7 +185,7 @@ fn a_deferred_log_touches_nothing_before_its_release() {
 
     // A directory that is not there shows at the release, and goes on showing.
     let missing = place.path.with_file_name("missing").join("audit.log");
-    let mut log = Log::deferred(&missing, samples::run());
+    let mut log = Log::start_held(&Audit::at(missing.clone()), samples::run());
     log.note(&thawed()).expect("waits");
     assert!(matches!(log.release(), Err(LogError::NoDirectory { .. })));
     assert!(matches!(log.record(&stopped("refused")), Err(LogError::NoDirectory { .. })));
@@ -238,7 +239,7 @@ fn a_full_ring_counts_what_it_loses_and_keeps_a_place_for_the_thaw() {
 }
 
 fn refused(path: &Path) -> String {
-    match Log::open(path, samples::run()) {
+    match Log::start(&Audit::at(path.to_owned()), samples::run()) {
         Ok(_) => panic!("{} was accepted", path.display()),
         Err(error) => error.to_string(),
     }

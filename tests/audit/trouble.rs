@@ -8,6 +8,7 @@ use std::process::Command;
 use nix::errno::Errno;
 use postern_broker::log::{Log, Receipt};
 use postern_core::audit::{Record, Text};
+use postern_core::policy::Audit;
 use postern_core::policy::rules::Mode;
 use postern_tools::audit::verify;
 
@@ -107,8 +108,8 @@ fn root_a_disk_that_stays_full_over_a_restart_keeps_the_chain() {
     write_until_full(&mut log);
     // Room for a little more, several times: every write is torn again.
     drop(log);
-    assert_eq!(Log::open(&path, samples::run()).expect_err("full").errno(), Some(Errno::ENOSPC));
-    assert_eq!(Log::open(&path, samples::run()).expect_err("full").errno(), Some(Errno::ENOSPC));
+    assert_eq!(Log::start(&Audit::at(path.clone()), samples::run()).expect_err("full").errno(), Some(Errno::ENOSPC));
+    assert_eq!(Log::start(&Audit::at(path.clone()), samples::run()).expect_err("full").errno(), Some(Errno::ENOSPC));
     fs::remove_file(disk.path("ballast")).expect("removed");
     let mut log = open(&path);
     log.record(&stopped("after")).expect("written");
@@ -140,10 +141,20 @@ fn root_a_file_of_another_owner_is_refused() {
     let path = disk.path("audit.log");
     drop(open(&path));
     std::os::unix::fs::chown(&path, Some(12345), None).expect("chown");
-    assert!(Log::open(&path, samples::run()).expect_err("refused").to_string().contains("belongs to uid 12345"));
+    assert!(
+        Log::start(&Audit::at(path.clone()), samples::run())
+            .expect_err("refused")
+            .to_string()
+            .contains("belongs to uid 12345")
+    );
     std::os::unix::fs::chown(&path, Some(0), None).expect("chown");
     std::os::unix::fs::chown(disk.path(""), Some(12345), None).expect("chown");
-    assert!(Log::open(&path, samples::run()).expect_err("refused").to_string().contains("belongs to uid 12345"));
+    assert!(
+        Log::start(&Audit::at(path.clone()), samples::run())
+            .expect_err("refused")
+            .to_string()
+            .contains("belongs to uid 12345")
+    );
     assert_eq!(actions(&path), ["log-opened"]);
     assert_eq!(records(&path).len(), 1);
 }
