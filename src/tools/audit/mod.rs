@@ -63,7 +63,8 @@ pub enum Command {
     /// Show records as a table, or as the lines that they are
     #[command(
         after_help = "Options of different kinds narrow each other; one given several times takes what any of them\n\
-        takes. Where nothing is filtered, lines that are no records are shown too.\n\nExamples:\n  \
+        takes. Where nothing is filtered, lines that are no records are shown too.\n\n\
+        Exit status: 0, 2 a file could not be read or the usage was wrong.\n\nExamples:\n  \
         postern audit show --denied --since 2h /var/log/postern/audit.jsonl\n  \
         postern audit show --follow --since 0s /var/log/postern/audit.jsonl\n  \
         postern audit show --path '/etc/*.conf' --since 2025-11-22 /var/log/postern/audit.jsonl*\n  \
