@@ -142,6 +142,7 @@ fn every_command_can_be_typed() {
         "policy explain",
         "policy test",
         "audit verify",
+        "audit head",
         "audit show",
         "audit report",
     ] {
