@@ -1,7 +1,8 @@
 //! The collectors' configurations of `audit/collectors`, each with the real
 //! collector and a running agent. Needs root, Debian's rsyslog, rsyslog-relp,
-//! systemd, systemd-journal-remote and openssl. Each test runs in a cell (`support::cell`), whose collectors listen on
-//! the machine's loopback address, at a port that was free.
+//! systemd, systemd-journal-remote and openssl. Each test runs in a cell
+//! (`support::cell`), whose collectors listen on the machine's loopback address, at
+//! a port that was free.
 //!
 //! What needs an init, a journal or the kernel's own audit is in `tests/vm`.
 

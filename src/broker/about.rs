@@ -2,7 +2,8 @@
 //! that each process is to have, the spawner, a freeze that was found.
 //!
 //! Trust: computed at the launch, before any host byte is read, from the checked
-//! policy and with the tables that the processes confine themselves by.
+//! policy and with the tables that the processes confine themselves by. Callers:
+//! `launch`.
 
 use std::fs::File;
 use std::io::{self, Read};

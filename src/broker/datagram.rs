@@ -2,7 +2,7 @@
 //! never waited for.
 //!
 //! Trust: names are postern's own or those of who started it. These sockets are
-//! only written to, never read.
+//! only written to, never read. Callers: `heads`, `notify`.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;

@@ -1,6 +1,6 @@
 //! What a log server holds is the guest's log, byte for byte: over rotations, names
-//! that a host chose, and collectors that end; so it can be verified there, and shows what root
-//! of the guest rewrote.
+//! that a host chose, and collectors that end; so it can be verified there, and
+//! shows what root of the guest rewrote.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -2,6 +2,9 @@
 //!
 //! Descriptors that have no fixed number are named by the ones that they have
 //! when the filter is made.
+//!
+//! Trust: plain data; numbers and lengths are the broker's own. Callers: the
+//! broker at its start, and whoever explains or tests a policy.
 
 use std::os::fd::RawFd;
 
