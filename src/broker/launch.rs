@@ -327,13 +327,17 @@ const NO_NAMESPACE: &str = "a PID namespace of its own needs CAP_SYS_ADMIN, whic
      postern in the guest itself, or as an ordinary user";
 const EPERM: i32 = Errno::EPERM as i32;
 
+/// What the spawner, openers and workers are: the same file. A test's broken
+/// broker has the test's own workers before it.
+fn own_executable() -> String {
+    let named = if cfg!(feature = "sabotage") { std::env::var("POSTERN_SABOTAGE_FAMILY").ok() } else { None };
+    named.unwrap_or_else(|| "/proc/self/exe".to_owned())
+}
+
 /// Starts the spawner and hears that it is confined.
 fn found_family(identity: Option<Identity>) -> Result<(Family, Spawner), Fatal> {
     let open = |path: &str, flags| nix::fcntl::open(path, flags | OFlag::O_CLOEXEC, Mode::empty());
-    let own = "/proc/self/exe".to_owned();
-    // A test's broken broker has the test's own workers before it.
-    let own = if cfg!(feature = "sabotage") { std::env::var("POSTERN_SABOTAGE_FAMILY").unwrap_or(own) } else { own };
-    let executable = open(&own, OFlag::O_PATH).map_err(call("opening /proc/self/exe"))?;
+    let executable = open(&own_executable(), OFlag::O_PATH).map_err(call("opening its own executable"))?;
     let null = open("/dev/null", OFlag::O_RDWR).map_err(call("opening /dev/null"))?;
     let mut family = Family::found(&executable, &null, identity).map_err(|why| match why.raw_os_error() {
         Some(EPERM) => Fatal::Unconfined { who: "spawner", why: NO_NAMESPACE.to_owned() },

@@ -168,16 +168,17 @@ fn contradiction(place: &Place, number: u64, what: &Contradiction) -> String {
     let head = format!("the head of record {number} ({}:{})", place.file.display(), place.line);
     match what {
         Contradiction::Cut { last } => format!(
-            "cut: the log ends with record {last}, but {head} was sent; are the newest files given? (A power cut can \
-             take the last records too: see audit.fsync)"
+            "cut: the log ends with record {last}, but {head} was sent; are the newest files given, and is the \
+             head this guest's own? (A power cut can take the last records too: see audit.fsync)"
         ),
         Contradiction::Rewritten { agreed: Some(agreed) } => {
             format!(
-                "rewritten: behind record {agreed}, with which a head agrees, and not behind record {number}: {head} is another"
+                "rewritten: behind record {agreed}, with which a head agrees, and not behind record {number}: {head} is another; is it \
+                 this guest's own?"
             )
         }
         Contradiction::Rewritten { agreed: None } => {
-            format!("rewritten: record {number} or one before it: {head} is another")
+            format!("rewritten: record {number} or one before it: {head} is another; is it this guest's own?")
         }
     }
 }

@@ -192,7 +192,8 @@ fn acting(needs: &BrokerNeeds) -> Vec<Rule> {
 
 /// What a log takes besides appending. Its directory has a number, so that the
 /// broker's own mistakes reach no other; what holds a fallen broker, which can
-/// put another directory under that number, is Landlock.
+/// put another directory under that number, is Landlock. So it is with removing,
+/// which state files need in another directory: this rule only says what for.
 fn logging(needs: LogNeeds) -> Vec<Rule> {
     let directory = int(needs.directory);
     let mut rules = vec![
