@@ -180,24 +180,35 @@ impl Home {
 
     /// Starts an agent by a command of [`Self::command`].
     pub(crate) fn start_command(&self, mut command: Command) -> Agent<'_> {
-        let mut agent = Agent { home: self, child: command.spawn().expect("the agent") };
-        let before = agent.records().len();
+        let number = |record: &Value| record["event"]["sequence"].as_u64().unwrap_or_default();
+        // The records of an agent that was here before.
+        let before = self.newest_records().iter().map(number).max().unwrap_or_default();
         let opens = fs::read_to_string(self.path("policy.toml")).is_ok_and(|policy| policy.contains("[[files]]"));
+        let mut agent = Agent { home: self, child: command.spawn().expect("the agent") };
         eventually("the agent serves", || {
             if let Some(status) = agent.child.try_wait().expect("the agent's status") {
                 panic!("the agent ended ({status}): {}", agent.said());
             }
-            // Not the records of an agent that was here before.
-            let records = agent.records();
+            let records = self.newest_records();
             let ready = |role: &str| {
-                records
-                    .iter()
-                    .skip(before)
-                    .any(|record| record["event"]["action"] == "process-started" && record["process"]["name"] == role)
+                records.iter().any(|record| {
+                    number(record) > before
+                        && record["event"]["action"] == "process-started"
+                        && record["process"]["name"] == role
+                })
             };
             (ready("worker") && (!opens || ready("opener"))).then_some(())
         });
         agent
+    }
+
+    /// Every whole record of the log and of the file that was rotated last.
+    fn newest_records(&self) -> Vec<Value> {
+        let log = self.log();
+        let entries = log.parent().and_then(|directory| fs::read_dir(directory).ok()).into_iter().flatten().flatten();
+        let rotated = entries.map(|entry| entry.path()).filter(|path| *path != log);
+        let last = rotated.max_by_key(|path| fs::metadata(path).and_then(|found| found.modified()).ok());
+        last.into_iter().chain([log]).flat_map(|file| records_in(&file)).collect()
     }
 }
 
@@ -255,9 +266,7 @@ impl Agent<'_> {
     /// Every whole record of its log, as it stands. What a full disk tore is
     /// none; whether all is there, `postern audit verify` tells.
     pub(crate) fn records(&self) -> Vec<Value> {
-        let text = fs::read_to_string(self.home.log()).unwrap_or_default();
-        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        whole.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        records_in(&self.home.log())
     }
 
     /// The records of one action.
@@ -293,6 +302,12 @@ impl Drop for Agent<'_> {
         let _ = self.child.wait();
         self.home.check_records();
     }
+}
+
+fn records_in(log: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    whole.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 /// The name that `ps` shows, without `postern: `.
