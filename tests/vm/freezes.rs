@@ -51,9 +51,9 @@ fn freezes(kernel: Kernel, userland: Userland) {
         let lines = new_lines(&mut machine, &mut seen);
         let died = |who: &str| format!("process-died {who} signal 9");
         let wanted = match name {
-            // What the broker had in memory died with it: what it did there is
-            // told by the record before.
-            "broker" | "all" => vec![ASKED.to_owned(), STARTED.to_owned(), THAWED.to_owned()],
+            // What the broker had in memory died with it: the next one says what
+            // it found.
+            "broker" | "all" => [ASKED, STARTED, FOUND, THAWED].map(str::to_owned).to_vec(),
             _ => vec![ASKED.to_owned(), DONE.to_owned(), died(name), THAWED.to_owned()],
         };
         assert_eq!(lines, wanted, "{name} was killed");
@@ -68,6 +68,7 @@ fn freezes(kernel: Kernel, userland: Userland) {
 
 const ASKED: &str = "guest-fsfreeze-freeze asked";
 const DONE: &str = "guest-fsfreeze-freeze done /";
+const FOUND: &str = "found-frozen / (an earlier run froze these, or was about to)";
 const THAWED: &str = "guest-fsfreeze-thaw done / (asked by the host)";
 const STARTED: &str = "log-opened broker (started)";
 
