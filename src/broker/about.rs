@@ -79,12 +79,7 @@ pub(crate) fn confinement(
         let (uid, gid, groups) = (*uid, *gid, groups.clone());
         Confinement { name, uid, gid, groups, capabilities, landlock, filter_rules, filter_digest }
     };
-    let broker_leaves = match (plan.root.is_some(), plan.filter.log.is_some_and(|log| log.rotate)) {
-        (true, false) => "lists directories; its log and state",
-        (false, false) => "its log and state",
-        (true, true) => "lists directories; its log, whose files it renames and removes, and state",
-        (false, true) => "its log, whose files it renames and removes, and state",
-    };
+    let broker_leaves = filters::broker_leaves(plan.root.is_some(), plan.filter.log.is_some_and(|log| log.rotate));
     let mut all = vec![
         one("broker", &broker, capabilities, broker_leaves, &filters::broker(&plan.filter)),
         one("spawner", &others, Vec::new(), "executes its own file", &filters::spawner()),

@@ -32,7 +32,9 @@ use crate::fsfreeze::{Engine, Filesystem, Handles, Status, Why};
 use crate::heads::Heads;
 use crate::host::{Host, HostError};
 use crate::launch::Fatal;
-use crate::log::{Log, LogError, Receipt};
+#[cfg(not(feature = "sabotage"))]
+use crate::log::Receipt;
+use crate::log::{Log, LogError};
 use crate::notify::Notify;
 use crate::say::{Level, Voice};
 use crate::shutdown::Shutdown;
@@ -126,7 +128,8 @@ pub(crate) struct Broker {
     /// What the service manager was told last.
     told: Standing,
     /// Records that a build for tests, broken on purpose, writes behind their
-    /// acts; see the feature `sabotage`. Empty in every other.
+    /// acts; see the feature `sabotage`.
+    #[cfg(feature = "sabotage")]
     late: Vec<Record>,
 }
 
@@ -168,6 +171,7 @@ impl Broker {
             gave_up: false,
             landlock_abi,
             told: Standing::default(),
+            #[cfg(feature = "sabotage")]
             late: Vec::new(),
         }
     }
@@ -224,6 +228,7 @@ impl Broker {
             if awake.heads {
                 self.parts.heads.tell_on(&self.parts.log, &self.parts.voice);
             }
+            #[cfg(feature = "sabotage")]
             for record in std::mem::take(&mut self.late) {
                 self.note(&record);
             }
@@ -292,11 +297,8 @@ impl Broker {
 
     /// Writes the record that an act must have before it; whether the act may
     /// follow. A record that waits in memory is none.
+    #[cfg(not(feature = "sabotage"))]
     fn record_first(&mut self, record: &Record) -> bool {
-        if cfg!(feature = "sabotage") {
-            self.late.push(record.clone());
-            return true;
-        }
         let receipt = self.parts.log.record(record);
         self.tell_trouble();
         match receipt {
@@ -307,6 +309,13 @@ impl Broker {
                 false
             }
         }
+    }
+
+    /// In a build for tests: the act may follow, and the record comes behind it.
+    #[cfg(feature = "sabotage")]
+    fn record_first(&mut self, record: &Record) -> bool {
+        self.late.push(record.clone());
+        true
     }
 
     fn log_failed(&self, why: &LogError) {

@@ -1,15 +1,14 @@
 //! The broker or the worker killed while filesystems are frozen.
 
 use std::fs::{self, File};
-use std::os::unix::fs::chown;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::scene::{
-    disabled, freeze, kill_broker, own_directory, policy, send, start_quietly, start_quietly_by, status, story,
-    story_of_freezes, thaw, with,
+    disabled, files_on, freeze, kill_broker, open_that_waits, own_directory, policy, start_quietly, start_quietly_by,
+    status, story, story_of_freezes, thaw, with,
 };
 use crate::support::agent::{Home, eventually, lives};
 use crate::support::disk::{Disk, Mounted};
@@ -159,16 +158,11 @@ fn an_opener_that_cannot_die_keeps_nobody_from_starting() {
     let home = Home::new();
     let disk = Disk::small("ext4", "/disk.img");
     let mounted = disk.mount("/disk");
-    let files = own_directory(&home, &mounted, "files");
-    chown(&files.at, Some(home.worker), Some(home.worker)).expect("the files' owner");
+    let _files = files_on(&home, &mounted);
     let agent = home.start(&policy());
     let mut host = agent.connect();
     mounted.freeze();
-    send(&mut host, "guest-file-open", &json!({ "path": home.files().join("new"), "mode": "w" }), "open");
-    let opener = agent.process("opener", 0);
-    eventually("the opener waits for the thaw", || {
-        fs::read_to_string(format!("/proc/{opener}/stat")).is_ok_and(|stat| stat.contains(") D ")).then_some(())
-    });
+    let opener = open_that_waits(&agent, &mut host);
     drop(agent);
     let (_agent, mut host) = start_quietly(&home, &policy());
     assert!(lives(opener), "it is still there");

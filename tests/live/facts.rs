@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::chown;
 use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
@@ -11,7 +10,7 @@ use nix::sys::signal::Signal;
 use postern_core::audit::Hash;
 use serde_json::{Value, json};
 
-use crate::scene::{count, frozen_list, own_directory, policy, send, status, story, thaw, with};
+use crate::scene::{count, files_on, frozen_list, open_that_waits, policy, send, status, story, thaw, with};
 use crate::support::agent::{Agent, BINARY, Home, Host, eventually};
 use crate::support::disk::Disk;
 use crate::support::runner::Test;
@@ -230,17 +229,12 @@ fn an_open_that_nobody_awaits_is_on_record() {
     let home = Home::new();
     let disk = Disk::small("ext4", "/disk.img");
     let mounted = disk.mount("/disk");
-    let files = own_directory(&home, &mounted, "files");
-    chown(&files.at, Some(home.worker), Some(home.worker)).expect("the files' owner");
+    let _files = files_on(&home, &mounted);
     let agent = home.start(&policy());
     let mut host = agent.connect();
     let new = home.files().join("new");
     mounted.freeze();
-    send(&mut host, "guest-file-open", &json!({ "path": new, "mode": "w" }), "open");
-    let opener = agent.process("opener", 0);
-    eventually("the opener waits for the thaw", || {
-        text(&format!("/proc/{opener}/stat")).contains(") D ").then_some(())
-    });
+    open_that_waits(&agent, &mut host);
     agent.signal("worker", Signal::SIGKILL);
     agent.await_record("process-died", |record| record["process"]["name"] == "worker");
     assert!(mounted.thaw());

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use nix::mount::{MsFlags, mount};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::agent::{Agent, BINARY, Home, Host, eventually};
 use crate::support::disk::Mounted;
@@ -64,6 +64,25 @@ pub(crate) fn own_directory(home: &Home, on: &Mounted, name: &str) -> Mounted {
     chown(&directory, Some(home.broker), Some(home.broker)).expect("its owner");
     fs::set_permissions(&directory, Permissions::from_mode(0o700)).expect("its mode");
     Mounted::bind(&directory, &home.path(name))
+}
+
+/// Has the host's files lie on a disk of the worker's account.
+pub(crate) fn files_on(home: &Home, disk: &Mounted) -> Mounted {
+    let files = own_directory(home, disk, "files");
+    chown(&files.at, Some(home.worker), Some(home.worker)).expect("the files' owner");
+    files
+}
+
+/// Has a host ask for a new file where somebody else has frozen; the opener that
+/// waits there for the thaw.
+pub(crate) fn open_that_waits(agent: &Agent<'_>, host: &mut Host) -> i32 {
+    let new = agent.home.files().join("new");
+    send(host, "guest-file-open", &json!({ "path": new, "mode": "w" }), "open");
+    let opener = agent.process("opener", 0);
+    eventually("the opener waits for the thaw", || {
+        fs::read_to_string(format!("/proc/{opener}/stat")).is_ok_and(|stat| stat.contains(") D ")).then_some(())
+    });
+    opener
 }
 
 /// A small tmpfs for the broker alone, as the home's `name`.

@@ -26,7 +26,7 @@ use crate::catalogue::{Call, Command, CommandSet};
 use crate::policy::Limits;
 use crate::policy::parts::{OpenerPart, WorkerPart};
 use crate::policy::rules::{FileRule, Mode, Rights, Types};
-pub use broker::{BrokerNeeds, Listens, LogNeeds, Reconnects, broker};
+pub use broker::{BrokerNeeds, Listens, LogNeeds, Reconnects, broker, broker_leaves};
 
 /// The broker's end, in every child.
 pub const BROKER: RawFd = 3;

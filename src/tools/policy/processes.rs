@@ -63,20 +63,13 @@ pub(super) fn of(policy: &Policy) -> Vec<Process> {
             account: account(&policy.identities.broker),
             groups: Vec::new(),
             capabilities: capabilities(policy),
-            landlock: broker_landlock(policy),
+            landlock: filters::broker_leaves(policy.needs(Act::Freeze), policy.audit.rotate_bytes.is_some()).to_owned(),
             calls: broker_calls(policy),
         },
         child("spawner", "executes its own file".to_owned(), &filters::spawner()),
         child("opener", paths, &filters::opener(&policy.opener_part())),
         child("worker", "no path".to_owned(), &filters::worker(&policy.worker_part())),
     ]
-}
-
-/// What the broker's domain leaves it.
-fn broker_landlock(policy: &Policy) -> String {
-    let lists = if policy.needs(Act::Freeze) { "lists directories; " } else { "" };
-    let rotates = if policy.audit.rotate_bytes.is_some() { ", whose files it renames and removes," } else { "" };
-    format!("{lists}its log{rotates} and state")
 }
 
 /// The broker's capabilities. With method `auto`, which one shutdown takes is

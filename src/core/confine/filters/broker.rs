@@ -68,6 +68,18 @@ impl LogNeeds {
     }
 }
 
+/// In words, what the broker's Landlock domain leaves it: whether it lists
+/// directories, in order to freeze, and whether it rotates its log.
+#[must_use]
+pub const fn broker_leaves(lists: bool, rotates: bool) -> &'static str {
+    match (lists, rotates) {
+        (true, false) => "lists directories; its log and state",
+        (false, false) => "its log and state",
+        (true, true) => "lists directories; its log, whose files it renames and removes, and state",
+        (false, true) => "its log, whose files it renames and removes, and state",
+    }
+}
+
 /// What a broker listens on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listens {
