@@ -48,8 +48,30 @@ pub(crate) fn main(tests: &[Test], roles: &[Role], programs: &[&str]) -> ExitCod
             }
             ExitCode::SUCCESS
         }
-        _ => run(tests, &arguments, |chosen| chosen.iter().map(|(name, _)| (*name, passes(name))).collect()),
+        _ => run(tests, &arguments, |chosen| each(chosen, processors(), passes)),
     }
+}
+
+fn processors() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Whether each of `tests` passes, `hands` at a time.
+fn each(tests: &[&Test], hands: usize, passes: impl Fn(&'static str) -> bool + Sync) -> Vec<(&'static str, bool)> {
+    let waiting = Mutex::new(tests.iter());
+    let results = Mutex::new(Vec::new());
+    let next = || waiting.lock().expect("no test panics in here").next();
+    thread::scope(|scope| {
+        for _ in 0..hands {
+            scope.spawn(|| {
+                while let Some((name, _)) = next() {
+                    let passed = passes(name);
+                    results.lock().expect("no test panics in here").push((*name, passed));
+                }
+            });
+        }
+    });
+    results.into_inner().expect("no test panics in here")
 }
 
 /// What `main` of a target does whose tests work on virtual machines: each is a
@@ -74,20 +96,7 @@ pub(crate) fn main_on_machine(
         _ => run(tests, &arguments, |chosen| {
             let notes = tempfile::tempdir().expect("a temporary directory");
             let environment = if chosen.is_empty() { Vec::new() } else { prepare() };
-            let waiting = Mutex::new(chosen.iter());
-            let results = Mutex::new(Vec::new());
-            let next = || waiting.lock().expect("no test panics in here").next();
-            thread::scope(|scope| {
-                for _ in 0..=thread::available_parallelism().map_or(1, usize::from) {
-                    scope.spawn(|| {
-                        while let Some((name, _)) = next() {
-                            let passed = passes_on_machine(name, notes.path(), &environment);
-                            results.lock().expect("no test panics in here").push((*name, passed));
-                        }
-                    });
-                }
-            });
-            let results = results.into_inner().expect("no test panics in here");
+            let results = each(chosen, processors() + 1, |name| passes_on_machine(name, notes.path(), &environment));
             print_table(chosen, columns, &results, notes.path());
             results
         }),
@@ -183,12 +192,16 @@ fn sum_up(passed: usize, failed: usize, ignored: usize) {
 
 fn passes(name: &str) -> bool {
     let root = tempfile::tempdir().expect("a temporary directory");
+    // Shown in one piece: another test runs beside it.
+    let said = tempfile::NamedTempFile::new().expect("a temporary file");
     // With --kill-child the end of unshare ends everything in the cell.
     let mut child = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--"])
         .arg(env::current_exe().expect("the path of this test"))
         .args(["--in-cell", name])
         .arg(root.path())
+        .stdout(appending(said.path()))
+        .stderr(appending(said.path()))
         .spawn()
         .expect("unshare (util-linux)");
     let started = Instant::now();
@@ -205,12 +218,19 @@ fn passes(name: &str) -> bool {
         }
         sleep(Duration::from_millis(20));
     };
-    match status {
-        Ok(status) if status.success() => println!("test {name} ... ok"),
-        Ok(status) => println!("test {name} ... FAILED ({status})"),
-        Err(why) => println!("test {name} ... FAILED ({why})"),
-    }
+    let result = match status {
+        Ok(status) if status.success() => "ok".to_owned(),
+        Ok(status) => format!("FAILED ({status})"),
+        Err(why) => format!("FAILED ({why})"),
+    };
+    let said = String::from_utf8_lossy(&fs::read(said.path()).unwrap_or_default()).into_owned();
+    println!("{said}test {name} ... {result} ({:.1} s)", started.elapsed().as_secs_f32());
     matches!(status, Ok(status) if status.success())
+}
+
+/// The file at `path`, to write on at its end.
+fn appending(path: &Path) -> fs::File {
+    fs::OpenOptions::new().append(true).open(path).expect("the file")
 }
 
 /// The loop devices that a cell has mounted, in the order of its mount table.
