@@ -4,6 +4,8 @@
 //! Tests whose names begin with `root_` mount a tmpfs; without root they say so
 //! and, with `CI` set, fail.
 
+#[path = "support/binary.rs"]
+mod binary;
 #[path = "audit/commands.rs"]
 mod commands;
 #[path = "audit/ecs.rs"]

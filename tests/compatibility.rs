@@ -21,9 +21,12 @@
 //! %{DIR}, %{MNT}       the scratch directory, the scratch filesystem
 //! ```
 
+#[path = "support/binary.rs"]
+mod binary;
 #[path = "support/records.rs"]
 mod records;
 
+use binary::BINARY;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Permissions};
 use std::io::{Read, Write};
@@ -180,7 +183,7 @@ fn postern(base: &Path, socket: &Path, worker: u32, broker: u32) -> Command {
     );
     fs::write(&policy, text).expect("a policy");
     fs::set_permissions(&policy, Permissions::from_mode(0o644)).expect("chmod");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_postern"));
+    let mut command = Command::new(BINARY);
     command.arg("run").arg("--policy").arg(policy);
     command.arg("--channel").arg(format!("unix-listen:{}", socket.display()));
     command

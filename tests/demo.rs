@@ -4,12 +4,15 @@
 //! user that runs the tests. `UPDATE=1 cargo test --test demo` rewrites the
 //! README's command table.
 
+use binary::BINARY;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+#[path = "support/binary.rs"]
+mod binary;
 #[path = "demo/call.rs"]
 mod call;
 #[path = "demo/readme.rs"]
@@ -50,7 +53,7 @@ impl Place {
         fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
         // As it is installed: to be executed by all, read by nobody.
         let copy = directory.path().join("postern");
-        fs::copy(env!("CARGO_BIN_EXE_postern"), &copy).unwrap();
+        fs::copy(BINARY, &copy).unwrap();
         fs::set_permissions(&copy, Permissions::from_mode(0o711)).unwrap();
         Self { directory }
     }
@@ -71,7 +74,7 @@ impl Place {
 }
 
 fn postern() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_postern"))
+    Command::new(BINARY)
 }
 
 fn out(output: &Output) -> String {

@@ -18,6 +18,8 @@ use postern_core::policy::{Audit, Channel, Fsync, Heads, Limits, ShutdownMethod,
 use postern_tools::policy::{reference, schema};
 use serde_json::{Value, json};
 
+#[path = "support/binary.rs"]
+mod binary;
 #[path = "policy/files.rs"]
 mod files;
 #[path = "policy/tools.rs"]

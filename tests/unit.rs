@@ -5,11 +5,15 @@
 //! The last two ask `systemd-analyze`, which need not run systemd. Where it is
 //! missing they say so; with `CI` set that is a failure.
 
+#[path = "support/binary.rs"]
+mod binary;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use binary::BINARY;
 use postern_core::confine::caps;
 use postern_core::policy::written::{World, load_embedded};
 
@@ -155,7 +159,7 @@ fn systemd_finds_nothing_wrong_with_it() {
     let directory = tempfile::tempdir().expect("a directory");
     let copy = directory.path().join("postern.service");
     // What is installed elsewhere: the executable and its manual.
-    let unit = UNIT.replace("/usr/bin/postern", env!("CARGO_BIN_EXE_postern")).replace("Documentation=", "#");
+    let unit = UNIT.replace("/usr/bin/postern", BINARY).replace("Documentation=", "#");
     fs::write(&copy, &unit).expect("a copy");
     let Some(output) = analyze(&["verify"], &copy) else { return };
     let said = String::from_utf8_lossy(&output.stderr);

@@ -8,6 +8,7 @@ use std::process::Command;
 use postern_core::audit::{Hash, MAX_LINE};
 use tempfile::TempDir;
 
+use crate::binary::BINARY;
 use crate::log::{open, stopped};
 
 /// Another user than the broker's, and more digits than any number has.
@@ -70,7 +71,7 @@ fn verdict(log: &Path, journal: &Path, more: &[&str]) -> (i32, String) {
         let said = [output.stdout, output.stderr].concat();
         (output.status.code().expect("an exit"), String::from_utf8(said).expect("text"))
     };
-    let ours = say(env!("CARGO_BIN_EXE_postern"), &["audit", "verify"]);
+    let ours = say(BINARY, &["audit", "verify"]);
     let python = say("python3", &[script]);
     assert_eq!(ours.0, python.0, "{} and {}", ours.1, python.1);
     assert!(!python.1.contains("Traceback"), "{}", python.1);

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Instant;
 
+use crate::binary::BINARY;
 use crate::story::{Shapes, Story};
 
 /// Address space of a reader, in KiB: programs and libraries too.
@@ -76,7 +77,7 @@ impl Write for Tee {
 fn reader(arguments: &[&str]) -> Reader {
     let bounded = format!("ulimit -v {ROOM}; exec \"$0\" audit \"$@\" -");
     let mut command = Command::new("sh");
-    command.args(["-c", &bounded, env!("CARGO_BIN_EXE_postern")]).args(arguments);
+    command.args(["-c", &bounded, BINARY]).args(arguments);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it runs");
     let mut stdout = child.stdout.take().expect("a pipe");
     let output = thread::spawn(move || {

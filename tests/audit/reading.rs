@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use postern_tools::audit::{Filter, Outcome, table, table_for};
 
+use crate::binary::BINARY;
 use crate::log::{open, place, records, stopped, whole};
 use crate::samples;
 use crate::story::{Shapes, Story, days};
@@ -18,7 +19,7 @@ use crate::story::{Shapes, Story, days};
 const HANG: Duration = Duration::from_secs(120);
 
 pub(crate) fn postern(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_postern"));
+    let mut command = Command::new(BINARY);
     command.arg("audit").args(arguments);
     command
 }

@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::{Place, err, is_root, ordinary, out, postern, records};
+use crate::binary::BINARY;
 
 /// The directory that the demo's first line names.
 fn directory(line: &str) -> PathBuf {
@@ -126,12 +127,7 @@ fn a_place_that_will_not_do_is_refused_with_the_reason() {
 
 #[test]
 fn an_interrupted_demo_cleans_up() {
-    let mut demo = Command::new(env!("CARGO_BIN_EXE_postern"))
-        .arg("demo")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut demo = Command::new(BINARY).arg("demo").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
     let directory = directory(&lines.next().unwrap().unwrap());
     assert!(directory.exists());

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::files::{Files, plain};
 use super::shipped;
+use crate::binary::BINARY;
 
 #[test]
 fn explain_says_why_and_where() {
@@ -129,8 +130,7 @@ fn a_policy_without_file_commands_is_refused_first() {
 
 /// Runs `postern policy …`; returns exit status, stdout and stderr.
 fn postern(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let output =
-        std::process::Command::new(env!("CARGO_BIN_EXE_postern")).arg("policy").args(arguments).output().unwrap();
+    let output = std::process::Command::new(BINARY).arg("policy").args(arguments).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
 }

@@ -24,9 +24,7 @@ use tempfile::TempDir;
 
 use super::records;
 
-/// The executable as cargo built it for this test run. A cell has it under the
-/// same path if its programs name it.
-pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_postern");
+pub(crate) use super::binary::BINARY;
 
 /// Within this everything that must happen has happened, on the slowest machine.
 pub(crate) const LIVELY: Duration = Duration::from_secs(30);

@@ -2,15 +2,14 @@
 //! ask no rule, and the broker hands over before it records. For controls: what
 //! such a build does, a test must see.
 
-use std::path::Path;
 use std::process::Command;
 
-use super::agent::BINARY;
+/// A target directory of its own, for tests of every profile.
+const TARGET: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/sabotage");
 
-/// Where cargo puts that build: in a target directory of its own.
+/// Where cargo puts that build.
 pub(crate) fn binary() -> String {
-    let target = Path::new(BINARY).parent().expect("a target directory");
-    target.join("sabotage/debug/postern").display().to_string()
+    format!("{TARGET}/debug/postern")
 }
 
 /// Builds it, from the crates that this test was built from.
@@ -19,10 +18,8 @@ pub(crate) fn binary() -> String {
 /// If cargo fails.
 pub(crate) fn build() {
     println!("building postern with the feature 'sabotage'");
-    let target = Path::new(BINARY).parent().expect("a target directory").join("sabotage");
     let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--locked", "--offline", "--features", "sabotage", "--target-dir"])
-        .arg(target)
+        .args(["build", "--quiet", "--locked", "--offline", "--features", "sabotage", "--target-dir", TARGET])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status()
         .expect("cargo runs");

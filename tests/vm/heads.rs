@@ -61,6 +61,9 @@ fn boot(kernel: Kernel) -> Machine {
     machine
 }
 
+/// Refusals while journald stands still: more than its queue takes heads.
+const MANY: usize = 800;
+
 fn heads_reach_journald() {
     let mut machine = boot(LINUX_6_1);
     let mut host = machine.host();
@@ -88,7 +91,6 @@ fn heads_reach_journald() {
     // Stopped, and soon its queue is full.
     let before = heads(&mut machine).len();
     machine.sh("kill -STOP $(pidof systemd-journald)");
-    const MANY: usize = 800;
     refused(&mut host, MANY);
     let sent = machine.sh(&format!("postern audit head {LOG}"));
     machine.sh("kill -CONT $(pidof systemd-journald)");
@@ -99,7 +101,11 @@ fn heads_reach_journald() {
     assert_eq!(late.len(), 1, "{late:?}");
     assert!(number(late[0], "POSTERN_SEQUENCE") >= last, "nothing older was kept: {late:?}");
     let missed = number(late[0], "POSTERN_MISSED");
-    assert!(missed as usize + found.len() - before >= MANY / 2, "{missed} missed, {} came", found.len() - before);
+    assert!(
+        usize::try_from(missed).expect("a count") + found.len() - before >= MANY / 2,
+        "{missed} missed, {} came",
+        found.len() - before
+    );
     agrees(&mut machine, "after a stop");
     let warned = machine.sh_eventually("journalctl --sync; journalctl -q -u postern | grep 'takes no heads'");
     assert_eq!(warned.lines().count(), 1, "{warned}");
