@@ -3,13 +3,16 @@
 //!
 //! Replies leave in the order of requests, but for one thing: while a freeze
 //! or thaw runs in the kernel, commands that are safe then are answered at
-//! once. A host that gave up waiting and synchronised anew never sees the late
-//! reply, for it would take it for the answer to something else.
+//! once. Others are refused during a freeze, and wait for the end of a thaw. A
+//! host that gave up waiting and synchronised anew never sees the late reply, for
+//! it would take it for the answer to something else; nor is anything done late
+//! that it asked for behind a thaw.
 //!
 //! Trust: requests are in type, not in range; see [`super::qga`].
 
 mod transfer;
 
+use std::collections::VecDeque;
 use std::path::Path;
 
 use postern_core::catalogue::{CommandSet, lookup};
@@ -25,6 +28,8 @@ use super::qga::{Id, Incoming, QgaError, Request};
 
 /// A buffer that grew beyond this for one large request is given back.
 const KEEP: usize = 2 << 20;
+/// Requests that wait for the end of a thaw take so many bytes, or are one.
+const WAITING_BYTES: usize = 64 << 10;
 /// Counted commands are reported at least this often.
 const REPORT_AFTER: u64 = 65_536;
 
@@ -65,8 +70,8 @@ pub(crate) struct Session {
     frozen: bool,
     freeze: Option<Running>,
     thaw: Option<Running>,
-    /// A request that waits for the end of a thaw.
-    waiting: Option<Vec<u8>>,
+    /// Requests that wait for the end of a thaw.
+    waiting: VecDeque<Vec<u8>>,
     counts: [u64; 64],
     counted: u64,
     /// The reply under construction.
@@ -84,7 +89,7 @@ impl Session {
             frozen,
             freeze: None,
             thaw: None,
-            waiting: None,
+            waiting: VecDeque::new(),
             counts: [0; 64],
             counted: 0,
             out: Vec::new(),
@@ -93,20 +98,21 @@ impl Session {
     }
 
     /// Another host is there: it is owed nothing that the last one asked for.
-    pub(crate) fn new_host(&mut self) {
-        self.forget();
-        self.waiting = None;
+    pub(crate) fn new_host(&mut self) -> Result<(), BrokerLost> {
+        self.forget()
     }
 
-    /// Whether a request waits, so that none behind it may be taken.
-    pub(crate) const fn is_waiting(&self) -> bool {
-        self.waiting.is_some()
-    }
-
-    fn forget(&mut self) {
+    /// Nobody waits any more for what was asked for.
+    fn forget(&mut self) -> Result<(), BrokerLost> {
         for running in [&mut self.freeze, &mut self.thaw].into_iter().flatten() {
             *running = Running::Forgotten;
         }
+        for message in std::mem::take(&mut self.waiting) {
+            if let Err(error) = Incoming::read(&message, self.offered()).request {
+                self.tell_denied(&error)?;
+            }
+        }
+        Ok(())
     }
 
     /// Tells the broker how often the commands that are only counted came.
@@ -136,10 +142,12 @@ impl Session {
                 self.frozen = outcome.is_err();
                 let running = self.thaw.take();
                 self.tell_end(running, outcome, channel)?;
-                match (self.waiting.take(), channel) {
-                    (Some(message), Some(channel)) => self.answer(Ok(&message), channel),
-                    _ => Ok(()),
+                // One of them may be another thaw, for which the rest waits again.
+                for message in std::mem::take(&mut self.waiting) {
+                    let Some(channel) = channel else { break };
+                    self.answer(Ok(&message), channel)?;
                 }
+                Ok(())
             }
             Note::Channel(..) | Note::End => Ok(()),
         }
@@ -165,6 +173,10 @@ impl Session {
             Err(error) => return self.fail(channel, &error, &Id::NONE),
         };
         let incoming = Incoming::read(message, self.offered());
+        if self.must_wait(&incoming.request) && self.has_room_for(message) {
+            self.waiting.push_back(message.to_vec());
+            return Ok(());
+        }
         let error = match incoming.request {
             Ok(request) => {
                 if let Some(command) = incoming.command {
@@ -174,20 +186,38 @@ impl Session {
             }
             Err(error) => error,
         };
-        if let QgaError::CommandDisabled(name) = &error
-            && self.thaw.is_some()
-            && self.freeze.is_none()
-            && self.why_disabled(name) == Denial::WhileFrozen
-        {
-            self.waiting = Some(message.to_vec());
-            return Ok(());
-        }
-        match &error {
-            QgaError::CommandDisabled(name) => self.broker.denied(name, self.why_disabled(name))?,
-            QgaError::CommandNotFound(name) => self.broker.denied(name, Denial::Unknown)?,
-            _ => {}
-        }
+        self.tell_denied(&error)?;
         self.fail(channel, &error, &incoming.id)
+    }
+
+    /// Whether a request waits for the end of the thaw that runs: one that is not
+    /// safe before, a second thaw, and, so that they are answered in order, errors
+    /// behind those.
+    fn must_wait(&self, request: &Result<Request<'_>, QgaError>) -> bool {
+        // A freeze that is being ended by the thaw refuses what a freeze refuses.
+        if self.freeze.is_some() {
+            return false;
+        }
+        match (&self.thaw, request) {
+            (None, _) => false,
+            (Some(Running::Owed(_)), Ok(Request::FsfreezeThaw)) => true,
+            (Some(_), Ok(_)) => false,
+            (Some(_), Err(QgaError::CommandDisabled(name))) if self.why_disabled(name) == Denial::WhileFrozen => true,
+            (Some(_), Err(_)) => !self.waiting.is_empty(),
+        }
+    }
+
+    fn has_room_for(&self, message: &[u8]) -> bool {
+        let taken: usize = self.waiting.iter().map(Vec::len).sum();
+        self.waiting.is_empty() || taken + message.len() <= WAITING_BYTES
+    }
+
+    fn tell_denied(&self, error: &QgaError) -> Result<(), BrokerLost> {
+        match error {
+            QgaError::CommandDisabled(name) => self.broker.denied(name, self.why_disabled(name)),
+            QgaError::CommandNotFound(name) => self.broker.denied(name, Denial::Unknown),
+            _ => Ok(()),
+        }
     }
 
     fn is_frozen(&self) -> bool {
@@ -221,11 +251,11 @@ impl Session {
         match request {
             Request::Ping => self.succeed(channel, &Empty {}, &id),
             Request::Sync { id: echo } => {
-                self.forget();
+                self.forget()?;
                 self.succeed(channel, &echo, &id)
             }
             Request::SyncDelimited { id: echo } => {
-                self.forget();
+                self.forget()?;
                 self.out.clear();
                 reply::delimited(&mut self.out, echo, &id);
                 self.send(channel)
@@ -248,6 +278,11 @@ impl Session {
                 let list = list.iter().filter(|path| path.len() <= MAX_PATH);
                 let list = list.filter_map(|path| WirePath::new(path.as_bytes())).collect();
                 self.freeze(Some(list), id, channel)
+            }
+            // One that a host gave up runs on; now it is owed again.
+            Request::FsfreezeThaw if self.thaw.is_some() => {
+                self.thaw = Some(Running::Owed(id));
+                Ok(())
             }
             Request::FsfreezeThaw => match self.broker.thaw()? {
                 Ok(()) => {

@@ -114,7 +114,7 @@ impl Worker {
                 // The host of a port left: what it asked for still counts, and
                 // whoever comes next is owed nothing of it.
                 if channel.stays() {
-                    self.session.new_host();
+                    self.session.new_host()?;
                 }
             }
             if let Some(channel) = self.channel.as_mut().filter(|_| awake.broken) {
@@ -134,7 +134,7 @@ impl Worker {
         match note {
             Note::Channel(descriptor, kind) => {
                 self.decoder.reset();
-                self.session.new_host();
+                self.session.new_host()?;
                 self.channel = Some(Channel::new(descriptor, kind, &self.waiter).map_err(|_| End::Broken)?);
                 // Only changes wake this process, and there may be bytes already.
                 self.hear_host()
@@ -145,20 +145,16 @@ impl Worker {
             }
             other => {
                 let outcome = self.session.note(other, self.channel.as_ref());
-                self.settle(outcome)?;
-                // A request that waited for the end of a thaw may have more
-                // behind it, here and in the channel.
-                self.answer_all()?;
-                self.hear_host()
+                self.settle(outcome)
             }
         }
     }
 
     /// Reads until there is nothing, for no second wake-up tells of what was
-    /// left; or until a request has to wait.
+    /// left.
     fn hear_host(&mut self) -> Result<(), End> {
         let mut heard = false;
-        while let Some(channel) = self.channel.as_ref().filter(|_| !self.session.is_waiting()) {
+        while let Some(channel) = &self.channel {
             let room = self.decoder.space();
             let size = room.len();
             match channel.read(room) {
@@ -178,7 +174,7 @@ impl Worker {
                 Got::End => return self.settle(Err(Stop::Host(HostGone))),
                 Got::Unplugged => {
                     self.channel = None;
-                    self.session.new_host();
+                    self.session.new_host()?;
                     self.session.count_up()?;
                     return Ok(self.session.broker.port_gone()?);
                 }
@@ -198,7 +194,7 @@ impl Worker {
 
     /// Answers every whole message that is there.
     fn answer_all(&mut self) -> Result<(), End> {
-        while let Some(channel) = self.channel.as_ref().filter(|_| !self.session.is_waiting()) {
+        while let Some(channel) = &self.channel {
             let Some(message) = self.decoder.next_message() else { return Ok(()) };
             let outcome = self.session.answer(message, channel);
             self.settle(outcome)?;
@@ -216,7 +212,7 @@ impl Worker {
                 // A port stays, and its host may come back; a socket does not.
                 if self.channel.as_ref().is_some_and(|channel| !channel.stays()) {
                     self.channel = None;
-                    self.session.new_host();
+                    self.session.new_host()?;
                     self.session.count_up()?;
                     self.session.broker.host_gone()?;
                 }

@@ -9,13 +9,10 @@
 //!
 //! Trust: reads sysfs and the mount table as root, once. Called at start-up.
 
-use std::os::fd::AsFd;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
-
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
-use postern_core::sys::fs::mount_id;
 
 use super::mounts::{Device, Mount};
 
@@ -93,8 +90,9 @@ fn links(block: &Path, mounts: &[Mount]) -> Vec<(Device, Device)> {
         for part in entries(&disk).iter().filter(|part| part.join("partition").exists()) {
             links.extend(device_of(part).map(|part| (part, device)));
         }
-        if let Some(lower) = backing(&disk, mounts) {
-            links.push((device, lower));
+        if let Ok(file) = fs::read(disk.join("loop/backing_file")) {
+            let file = PathBuf::from(OsString::from_vec(file.strip_suffix(b"\n").map(<[u8]>::to_vec).unwrap_or(file)));
+            links.extend(backing(&file, device, mounts).into_iter().map(|lower| (device, lower)));
         }
     }
     links
@@ -108,14 +106,16 @@ fn device_of(sysfs: &Path) -> Option<Device> {
     Device::parse(fs::read(sysfs.join("dev")).ok()?.trim_ascii())
 }
 
-/// The filesystem that a loop device's file is on, by the mount it is reached
-/// through: `st_dev` would name a btrfs subvolume.
-fn backing(disk: &Path, mounts: &[Mount]) -> Option<Device> {
-    let file = fs::read(disk.join("loop/backing_file")).ok()?;
-    let file = file.strip_suffix(b"\n").unwrap_or(&file);
-    let file = open(file, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
-    let id = mount_id(file.as_fd()).ok()?;
-    mounts.iter().find(|mount| mount.id == id).map(|mount| mount.device)
+/// The mounts that a loop device's file may be reached through, by its path: the
+/// innermost ones. The file is not opened, for its server may be dead, and a start
+/// would hang at it. Of several that cover each other each counts: an order too
+/// many does no harm.
+fn backing(file: &Path, device: Device, mounts: &[Mount]) -> Vec<Device> {
+    let around: Vec<&Mount> =
+        mounts.iter().filter(|mount| mount.device != device && file.starts_with(&mount.mountpoint)).collect();
+    let depth = |mount: &Mount| mount.mountpoint.components().count();
+    let deepest = around.iter().map(|mount| depth(mount)).max();
+    around.into_iter().filter(|mount| Some(depth(mount)) == deepest).map(|mount| mount.device).collect()
 }
 
 #[cfg(test)]
@@ -142,6 +142,20 @@ mod tests {
         let stacking = Stacking::from_links(&links, &devices, &mounts);
         assert_eq!(stacking.upper_first(devices.clone(), &mounts), [dev(2), dev(3), dev(1)]);
         assert_eq!(Stacking::default().upper_first(devices.clone(), &mounts), devices);
+    }
+
+    #[test]
+    fn a_file_lies_on_the_innermost_mount_of_its_path() {
+        let mut mounts = mounts(&[1, 2, 3, 4]);
+        for (mount, at) in mounts.iter_mut().zip(["/", "/a", "/a/b", "/a"]) {
+            mount.mountpoint = at.into();
+        }
+        let lower = |file: &str, device| backing(Path::new(file), device, &mounts);
+        assert_eq!(lower("/a/b/image", dev(9)), [dev(3)]);
+        assert_eq!(lower("/a/bc", dev(9)), [dev(2), dev(4)], "one of them covers the other");
+        assert_eq!(lower("/a/image", dev(4)), [dev(2)], "not on itself");
+        assert_eq!(lower("/image (deleted)", dev(9)), [dev(1)]);
+        assert_eq!(lower("/image", dev(1)), []);
     }
 
     #[test]

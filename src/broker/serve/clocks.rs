@@ -25,8 +25,6 @@ use crate::say::Level;
 const OPEN_LIMIT: Duration = Duration::from_secs(20);
 /// How long a worker may take to count and end when postern stops.
 pub(super) const FAREWELL: Duration = Duration::from_secs(2);
-/// When to look again at a freeze that has not begun yet.
-const LOOK_SOON: Duration = Duration::from_millis(500);
 /// While something is frozen, how often the clock that goes on in a sleeping
 /// guest is looked at; `poll` waits by one that does not.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(30);
@@ -110,11 +108,8 @@ impl Broker {
             (missing || look.is_some()).then(|| self.parts.family.next_birth().max(look.unwrap_or_else(Instant::now)));
         let birth = birth.filter(|_| self.stopping.is_none());
         let now = Instant::now();
-        // The freezer says when it began only once it is at it, and if it then
-        // gets stuck nothing else wakes this loop.
-        let begins = self.freezing.is_some().then(|| now + LOOK_SOON);
         // Asked anew after each wait, none of which is longer.
-        let thaw = self.thaw_due(now).map(|due| due.min(now + LOOK_AGAIN)).or(begins);
+        let thaw = self.thaw_due(now).map(|due| due.min(now + LOOK_AGAIN));
         let farewell = self.stopping.filter(|_| self.worker.is_some());
         let worker = self.worker.as_ref().and_then(Child::given_up_at);
         let opener = self.opener.as_ref().and_then(Child::given_up_at);

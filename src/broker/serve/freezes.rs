@@ -93,6 +93,10 @@ impl Broker {
         let left = left.iter().filter_map(Failure::mountpoint).map(path_text).collect();
         self.note(&Record::FreezeFailed { command, mount, reason: text(why.as_bytes()), errno, left });
         self.answer(&Answer::FreezeFailed { why: Text::cut(why.as_bytes()) }, None);
+        if self.is_frozen() {
+            // Something could not be thawed again.
+            self.answer(&Answer::Frozen { frozen: true }, None);
+        }
     }
 
     fn thawed(&mut self, why: Why, filesystems: &[Filesystem], left: &[Failure]) {
