@@ -39,6 +39,8 @@ mod scene;
 mod service;
 #[path = "live/shutdowns.rs"]
 mod shutdowns;
+#[path = "live/stale.rs"]
+mod stale;
 #[path = "live/starts.rs"]
 mod starts;
 #[path = "live/stuck.rs"]
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
     let tests: Vec<runner::Test> = [
         freezes::TESTS,
         stuck::TESTS,
+        stale::TESTS,
         crashes::TESTS,
         shutdowns::TESTS,
         evidence::TESTS,

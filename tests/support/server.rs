@@ -1,4 +1,4 @@
-//! A filesystem whose server can die: one file, served by a thread of the test
+//! A filesystem whose server can die: one file in memory, served by a thread of the test
 //! over `/dev/fuse`, as a network filesystem is served by a machine elsewhere.
 //! Numbers are those of `linux/fuse.h`.
 
@@ -6,8 +6,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -24,7 +24,7 @@ struct Shared {
     quit: AtomicBool,
     /// Operation of the last request.
     last: AtomicU32,
-    size: AtomicU64,
+    content: Mutex<Vec<u8>>,
 }
 
 /// The server; gone, and what waited for it released, when dropped.
@@ -42,9 +42,15 @@ impl Server {
     /// Mounts it.
     pub(crate) fn mount(at: &str) -> Self {
         std::fs::create_dir(at).expect("a mountpoint");
+        Self::mount_as("fuse", Path::new("server"), at)
+    }
+
+    /// Mounts it on a directory that is there, of this type: `fuse`, or `fuseblk` of
+    /// a block device.
+    pub(crate) fn mount_as(kind: &str, source: &Path, at: &str) -> Self {
         let device = File::options().read(true).write(true).open("/dev/fuse").expect("/dev/fuse");
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
-        mount(Some("server"), at, Some("fuse"), MsFlags::empty(), Some(options.as_str())).expect("a mount");
+        mount(Some(source), at, Some(kind), MsFlags::empty(), Some(options.as_str())).expect("a mount");
         let shared = Arc::new(Shared::default());
         let thread = thread::spawn({
             let shared = Arc::clone(&shared);
@@ -105,7 +111,11 @@ fn serve(mut device: File, shared: &Shared) {
 /// The answer to a request, or its error; `None` where none is due.
 fn answer(operation: u32, node: u64, body: &[u8], shared: &Shared) -> Option<Result<Vec<u8>, i32>> {
     let zeros = |count: usize| vec![0_u8; count];
-    let size = shared.size.load(Ordering::SeqCst);
+    let long = |at: usize| u64::from_le_bytes(body[at..at + 8].try_into().expect("eight bytes"));
+    let short = |at: usize| u32::from_le_bytes(body[at..at + 4].try_into().expect("four bytes")) as usize;
+    let place = |at: u64| usize::try_from(at).expect("a small file");
+    let mut content = shared.content.lock().expect("no server panics");
+    let size = content.len() as u64;
     Some(Ok(match operation {
         // FORGET, INTERRUPT, BATCH_FORGET
         2 | 36 | 42 => return None,
@@ -117,20 +127,28 @@ fn answer(operation: u32, node: u64, body: &[u8], shared: &Shared) -> Option<Res
         // GETATTR, SETATTR
         3 => [zeros(16), attributes(node, size)].concat(),
         4 => {
-            shared.size.store(0, Ordering::SeqCst);
-            [zeros(16), attributes(node, 0)].concat()
+            // Which of them, and the size.
+            if short(0) & 8 != 0 {
+                content.resize(place(long(16)), 0);
+            }
+            [zeros(16), attributes(node, content.len() as u64)].concat()
         }
         // OPEN, OPENDIR: no page cache, so that each write is a request.
         14 | 27 => [1_u64.to_le_bytes().to_vec(), 1_u32.to_le_bytes().to_vec(), zeros(4)].concat(),
-        // WRITE: offset and size.
+        // WRITE and READ: offset and size.
         16 => {
-            let offset = u64::from_le_bytes(body[8..16].try_into().expect("eight bytes"));
-            let written = u32::from_le_bytes(body[16..20].try_into().expect("four bytes"));
-            shared.size.fetch_max(offset + u64::from(written), Ordering::SeqCst);
-            [written.to_le_bytes().to_vec(), zeros(4)].concat()
+            let (from, written) = (place(long(8)), short(16));
+            let end = content.len().max(from + written);
+            content.resize(end, 0);
+            content[from..from + written].copy_from_slice(&body[40..40 + written]);
+            [short(16).to_le_bytes()[..4].to_vec(), zeros(4)].concat()
         }
-        // READ, which finds the end; RELEASE, RELEASEDIR, FLUSH
-        15 | 18 | 29 | FLUSH => Vec::new(),
+        15 => {
+            let from = place(long(8)).min(content.len());
+            content[from..(from + short(16)).min(content.len())].to_vec()
+        }
+        // RELEASE, RELEASEDIR, FSYNC, FLUSH
+        18 | 29 | 20 | FLUSH => Vec::new(),
         // INIT: version 7.31, and nothing special.
         26 => [7_u32, 31, 65536, 0].iter().flat_map(|word| word.to_le_bytes()).chain(init_rest()).collect(),
         _ => return Some(Err(libc::ENOSYS)),
