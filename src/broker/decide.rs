@@ -97,9 +97,12 @@ pub(crate) fn decide(state: State, ask: &Ask, policy: &Policy) -> Decision {
             Decision::Note
         }
         _ if !state.ready => Decision::Hostile("it asked before it was confined"),
-        Ask::Closed { .. } | Ask::HostGone {} | Ask::PortGone {} | Ask::Denied { .. } | Ask::Counted { .. } => {
-            Decision::Note
-        }
+        Ask::Closed { .. }
+        | Ask::HostGone {}
+        | Ask::PortGone {}
+        | Ask::Denied { .. }
+        | Ask::Counted { .. }
+        | Ask::Alive {} => Decision::Note,
         _ if state.opening => Decision::Hostile("it asked again before it was answered"),
         Ask::Open { path, mode } => {
             if !policy.commands.contains(Command::FileOpen) {

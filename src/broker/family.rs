@@ -3,10 +3,12 @@
 //!
 //! Trust: the spawner is believed; a worker is not.
 
+mod backoff;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::PollFlags;
@@ -17,12 +19,7 @@ use postern_core::messages::{
 use postern_core::sys::process::{self, Birth};
 
 use crate::spawner;
-
-/// So many children are replaced at once within [`WINDOW`]; the next waits
-/// until the window has moved on.
-const BURST: usize = 5;
-/// See [`BURST`].
-const WINDOW: Duration = Duration::from_secs(10);
+use backoff::{Line, WINDOW};
 
 /// One child, from its asking on.
 #[derive(Debug)]
@@ -94,7 +91,8 @@ pub(crate) struct Family {
     /// The spawner.
     pub(crate) spawner: Pipe<SpawnerOrder, SpawnerReport>,
     next: u32,
-    births: VecDeque<Instant>,
+    openers: Line,
+    workers: Line,
 }
 
 impl Family {
@@ -114,33 +112,45 @@ impl Family {
             session: true,
         })?;
         spawner.send(&SpawnerOrder::Setup { identity }, None)?;
-        Ok(Self { spawner, next: 0, births: VecDeque::new() })
+        Ok(Self { spawner, next: 0, openers: Line::default(), workers: Line::default() })
+    }
+
+    const fn line(&mut self, role: Role) -> &mut Line {
+        match role {
+            Role::Opener => &mut self.openers,
+            Role::Worker => &mut self.workers,
+        }
     }
 
     /// Asks for a child. Its first words arrive on its pipe, as news of its
-    /// end does.
+    /// end does. One that cannot be asked for counts as born: the next try waits
+    /// as the next child would.
     ///
     /// # Errors
     /// As socketpair(2) and sendmsg(2).
     pub(crate) fn start<Out: Frame, In: Frame>(&mut self, role: Role) -> Result<Child<Out, In>, Errno> {
+        let since = Instant::now();
+        self.line(role).born(since);
         let (pipe, theirs) = Pipe::pair().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))?;
         let id = self.next;
         self.next = self.next.wrapping_add(1);
         self.spawner.send(&SpawnerOrder::Spawn { role, id }, Some(theirs.as_fd()))?;
-        self.births.push_back(Instant::now());
-        if self.births.len() > BURST {
-            self.births.pop_front();
-        }
-        Ok(Child { id, pipe, pid: 0, ready: false, since: Instant::now(), untold: VecDeque::new() })
+        Ok(Child { id, pipe, pid: 0, ready: false, since, untold: VecDeque::new() })
     }
 
-    /// When the next child may be started, so that one that always dies does
-    /// not take the machine with it.
+    /// A child that was confined has ended unasked, or had to be ended.
+    pub(crate) fn crashed(&mut self, role: Role) {
+        self.line(role).crashed(Instant::now());
+    }
+
+    /// How many of this role crashed lately, and when the next one may be
+    /// started: a time that may be past.
     #[must_use]
-    pub(crate) fn next_birth(&self) -> Instant {
-        match self.births.front() {
-            Some(&oldest) if self.births.len() >= BURST => oldest + WINDOW,
-            _ => Instant::now(),
+    pub(crate) fn next_birth(&self, role: Role) -> (usize, Instant) {
+        let now = Instant::now();
+        match role {
+            Role::Opener => self.openers.next(now),
+            Role::Worker => self.workers.next(now),
         }
     }
 

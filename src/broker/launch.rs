@@ -32,6 +32,7 @@ use crate::about::{self, Spawner};
 use crate::accounts::{self, accounts};
 use crate::arrival;
 use crate::background::{self, OwnFileError, Starter};
+use crate::closer::Closer;
 use crate::family::Family;
 use crate::fsfreeze::{self, Engine, Handles, Memory, MountTable, Remembered};
 use crate::heads::Heads;
@@ -233,16 +234,29 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         // One that a full disk has no room for waits.
         let _ = log.note(&record);
     }
-    let (confined, (engine, shutdown)) = confine::broker_barriers(plan, || -> Result<_, Fatal> {
+    let (confined, (engine, shutdown, closer)) = confine::broker_barriers(plan, || -> Result<_, Fatal> {
         let engine = mounts
             .map(|mounts| Engine::start(mounts, memory, remembered))
             .transpose()
             .map_err(call("starting the freezer"))?;
         let shutdown = Shutdown::start(policy.shutdown.clone(), init).map_err(call("starting a thread"))?;
-        Ok((engine, shutdown))
+        Ok((engine, shutdown, Closer::start().map_err(call("starting a thread"))?))
     })?;
-    let parts =
-        Parts { policy, voice, notify, heads, log, engine, shutdown, handles, host, family, signals, privileged };
+    let parts = Parts {
+        policy,
+        voice,
+        notify,
+        heads,
+        log,
+        engine,
+        shutdown,
+        closer,
+        handles,
+        host,
+        family,
+        signals,
+        privileged,
+    };
     // Never dropped: what its threads would do on their way out is in no filter,
     // and the process ends behind it.
     ManuallyDrop::new(Broker::new(parts, landlock_abi)).serve(&confined)

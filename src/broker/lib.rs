@@ -11,6 +11,7 @@ mod about;
 mod accounts;
 mod arrival;
 mod background;
+mod closer;
 mod datagram;
 mod decide;
 mod family;

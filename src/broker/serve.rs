@@ -14,6 +14,7 @@ mod clocks;
 mod freezes;
 mod manager;
 mod opens;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -27,6 +28,7 @@ use postern_core::messages::{Answer, Role, WirePath};
 use postern_core::policy::Policy;
 use postern_core::policy::rules::Mode;
 
+use crate::closer::Closer;
 use crate::family::{Family, Opener, Worker};
 use crate::fsfreeze::{Engine, Filesystem, Handles, Status, Why};
 use crate::heads::Heads;
@@ -41,6 +43,7 @@ use crate::shutdown::Shutdown;
 use clocks::FAREWELL;
 use manager::Standing;
 use opens::Held;
+use watch::Watch;
 
 /// What the launch put together.
 #[derive(Debug)]
@@ -52,6 +55,7 @@ pub(crate) struct Parts {
     pub(crate) log: Log,
     pub(crate) engine: Option<Engine>,
     pub(crate) shutdown: Shutdown,
+    pub(crate) closer: Closer,
     pub(crate) handles: Handles,
     pub(crate) host: Host,
     pub(crate) family: Family,
@@ -86,6 +90,10 @@ struct Gone {
     why: Option<audit::Text>,
     /// It did no wrong: its port went.
     blameless: bool,
+    /// It was confined, and nobody wanted it to end.
+    is_crash: bool,
+    /// When it was let go of.
+    since: Instant,
 }
 
 /// The broker.
@@ -94,6 +102,8 @@ pub(crate) struct Broker {
     parts: Parts,
     opener: Option<Opener>,
     worker: Option<Worker>,
+    /// Whether the worker, while it holds files, still says that it is there.
+    watch: Watch,
     gone: Vec<Gone>,
     /// Whether an opener has been confined: every path that must be there was.
     paths_stood: bool,
@@ -152,6 +162,7 @@ impl Broker {
             parts,
             opener: None,
             worker: None,
+            watch: Watch::default(),
             gone: Vec::new(),
             paths_stood: false,
             worker_stood: false,

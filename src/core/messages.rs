@@ -4,7 +4,7 @@
 //! and the spawner are told ([`OpenerOrder`], [`SpawnerOrder`]) and report.
 //! A worker waits for the answer to each ask that has one before it asks
 //! again; the notes [`Answer::FreezeDone`], [`Answer::ThawDone`],
-//! [`Answer::Channel`] and [`Answer::Frozen`] may come between.
+//! [`Answer::Channel`], [`Answer::Frozen`] and [`Answer::Alive`] may come between.
 //!
 //! Trust: everything a worker says may be a lie; everything an opener says is
 //! as good as its confinement; broker and spawner are believed.
@@ -296,6 +296,8 @@ frames! {
         /// Instead: why it could not, as an error number; the worker ends. No
         /// answer.
         15 NoPort { errno: i32 },
+        /// To the note of the same name. No answer.
+        16 Alive {},
     }
 }
 
@@ -344,6 +346,8 @@ frames! {
         /// and is back, and say `Port` or `NoPort`. With a name: only if the
         /// kernel has that name for it.
         15 OpenPort { path: WirePath, name: Option<Text> },
+        /// Say `Alive`, also in the midst of a long transfer. Note.
+        16 Alive {},
     }
 }
 

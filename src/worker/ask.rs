@@ -172,11 +172,19 @@ impl Broker {
         if let Some(note) = self.notes.pop_front() {
             return Ok(Some(note));
         }
-        match self.pipe.try_receive() {
-            Ok(received) => note(received).map(Some).map_err(|_| BrokerLost { closed: false }),
-            Err(ReceiveError::Empty) => Ok(None),
-            Err(why) => Err(lost(&why)),
+        Ok(match self.hear()? {
+            Some(received) => Some(note(received).map_err(|_| BrokerLost { closed: false })?),
+            None => None,
+        })
+    }
+
+    /// Says that this worker is there if it is asked, in the midst of something
+    /// else; what else the broker says is kept for later.
+    pub(crate) fn attend(&mut self) -> Result<(), BrokerLost> {
+        while let Some(received) = self.hear()? {
+            self.notes.push_back(note(received).map_err(|_| BrokerLost { closed: false })?);
         }
+        Ok(())
     }
 
     /// Whether notes wait that no poll will tell of.
@@ -208,7 +216,35 @@ impl Broker {
     }
 
     fn receive(&mut self) -> Result<Received<Answer>, BrokerLost> {
-        self.pipe.receive().map_err(|why| lost(&why))
+        loop {
+            let received = self.pipe.receive().map_err(|why| lost(&why))?;
+            if let Some(received) = self.but_questions(received)? {
+                return Ok(received);
+            }
+        }
+    }
+
+    /// What is there, if something is.
+    fn hear(&mut self) -> Result<Option<Received<Answer>>, BrokerLost> {
+        loop {
+            let received = match self.pipe.try_receive() {
+                Ok(received) => received,
+                Err(ReceiveError::Empty) => return Ok(None),
+                Err(why) => return Err(lost(&why)),
+            };
+            if let Some(received) = self.but_questions(received)? {
+                return Ok(Some(received));
+            }
+        }
+    }
+
+    /// Answers the question whether this worker is there, wherever it comes.
+    fn but_questions(&self, received: Received<Answer>) -> Result<Option<Received<Answer>>, BrokerLost> {
+        if received.message == (Answer::Alive {}) {
+            self.tell(&Ask::Alive {})?;
+            return Ok(None);
+        }
+        Ok(Some(received))
     }
 }
 

@@ -19,7 +19,8 @@ use postern_core::confine::filters;
 use postern_core::messages::{ChannelKind, MAX_TEXT};
 use postern_core::sys::descriptors;
 
-use super::ask::Wanted;
+use super::ask::{Broker, Wanted};
+use super::dispatch::Stop;
 
 /// What there is to do.
 #[derive(Clone, Copy, Debug, Default)]
@@ -235,34 +236,46 @@ impl Channel {
         }
     }
 
-    /// Writes all of `bytes`, waiting for the host to take them.
-    pub(crate) fn write_all(&self, mut bytes: &[u8]) -> Result<(), HostGone> {
+    /// Writes all of `bytes`, waiting for the host to take them; the broker is
+    /// heard meanwhile.
+    pub(crate) fn write_all(&self, mut bytes: &[u8], broker: &mut Broker) -> Result<(), Stop> {
         while !bytes.is_empty() {
             match write(&self.descriptor, bytes) {
                 Ok(count) => bytes = &bytes[count..],
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => self.wait_for_room()?,
-                Err(_) => return Err(HostGone),
+                Err(Errno::EAGAIN) => {
+                    if self.wait_for_room(broker)? {
+                        broker.attend()?;
+                    }
+                }
+                Err(_) => return Err(HostGone.into()),
             }
         }
         Ok(())
     }
 
-    fn wait_for_room(&self) -> Result<(), HostGone> {
-        let mut room = [PollFd::new(self.descriptor.as_fd(), PollFlags::POLLOUT)];
+    /// Whether the broker has something to say, which may come before there is
+    /// room.
+    fn wait_for_room(&self, broker: &Broker) -> Result<bool, HostGone> {
+        let mut room =
+            [PollFd::new(self.descriptor.as_fd(), PollFlags::POLLOUT), PollFd::new(broker.as_fd(), PollFlags::POLLIN)];
         match poll(&mut room, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return Err(HostGone),
         }
-        let events = room[0].revents().unwrap_or(PollFlags::empty());
+        let [events, broker] = room.map(|one| one.revents().unwrap_or(PollFlags::empty()));
+        let asked = !broker.is_empty();
+        if events.is_empty() {
+            return Ok(asked);
+        }
         // A port whose host left has no room and says so at once, for ever.
         if !events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR) || events.contains(PollFlags::POLLOUT) {
-            return Ok(());
+            return Ok(asked);
         }
         // Once for all replies that such a host is owed.
         if self.kind == ChannelKind::Port && !self.given_up.get() {
             if self.host_comes(UNTIL_ANSWERED) {
-                return Ok(());
+                return Ok(asked);
             }
             self.given_up.set(true);
         }

@@ -354,10 +354,10 @@ impl Session {
     }
 
     fn send(&mut self, channel: &Channel) -> Result<(), Stop> {
-        let sent = channel.write_all(&self.out);
+        let sent = channel.write_all(&self.out, &mut self.broker);
         if self.out.capacity() > KEEP {
             self.out = Vec::new();
         }
-        sent.map_err(Stop::Host)
+        sent
     }
 }

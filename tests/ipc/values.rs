@@ -99,6 +99,7 @@ pub(crate) fn ask() -> impl Strategy<Value = Ask> {
         Just(Ask::PortGone {}),
         Just(Ask::Port {}),
         any::<i32>().prop_map(|errno| Ask::NoPort { errno }),
+        Just(Ask::Alive {}),
     ]
 }
 
@@ -130,6 +131,7 @@ pub(crate) fn answer() -> impl Strategy<Value = Answer> {
         Just(Answer::ShuttingDown {}),
         any::<bool>().prop_map(|frozen| Answer::Frozen { frozen }),
         Just(Answer::End {}),
+        Just(Answer::Alive {}),
         (path(), option::of(text())).prop_map(|(path, name)| Answer::OpenPort { path, name }),
     ]
 }

@@ -30,6 +30,7 @@ fn policy(commands: &[Command], modes: &[ShutdownMode]) -> Policy {
         ],
         create_mode: 0o600,
         freeze: Freeze { limit: Duration::from_secs(60) },
+        hang: Duration::from_secs(30),
         shutdown: Shutdown { modes: modes.to_vec(), method: ShutdownMethod::Init },
         limits: Limits { handles: HANDLES, ..Limits::default() },
         audit: Audit::at("/log/audit.jsonl".into()),
@@ -104,6 +105,7 @@ fn asks() -> Vec<Ask> {
         Ask::NoPort { errno: 2 },
         Ask::Denied { command: Bytes::cut(b"guest-exec"), why: Denial::NotOffered },
         Ask::Counted { commands: List::new(vec![Count { command: Command::Ping, times: 1 }]).expect("a short list") },
+        Ask::Alive {},
         Ask::Freeze { only: None },
         Ask::Freeze { only: Some(list(&[])) },
         Ask::Freeze { only: Some(list(&["/mnt"])) },
@@ -252,7 +254,8 @@ fn each_ask_gets_its_due() {
             | Ask::HostGone {}
             | Ask::PortGone {}
             | Ask::Denied { .. }
-            | Ask::Counted { .. } => due(ask) == Note,
+            | Ask::Counted { .. }
+            | Ask::Alive {} => due(ask) == Note,
             Ask::Freeze { only: None } => due(ask) == Freeze(Command::FsfreezeFreeze),
             Ask::Freeze { only: Some(_) } => due(ask) == Freeze(Command::FsfreezeFreezeList),
             Ask::Thaw {} => due(ask) == Thaw,

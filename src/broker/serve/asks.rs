@@ -38,6 +38,7 @@ impl Broker {
             }
         };
         let ready = worker.ready;
+        self.heard_worker();
         // A thaw that has ended and was not yet heard of: first the log.
         if self.parts.log.is_held() && !self.is_frozen() {
             self.hear_engine();
@@ -110,7 +111,13 @@ impl Broker {
                 let counts = commands.as_slice().iter().map(|count| (count.command, count.times)).collect();
                 self.note(&Record::Counted { child: self.worker_number(), counts });
             }
-            Ask::Open { .. } | Ask::Freeze { .. } | Ask::Thaw {} | Ask::Status {} | Ask::Shutdown { .. } => {}
+            // It was heard, which is all.
+            Ask::Alive {}
+            | Ask::Open { .. }
+            | Ask::Freeze { .. }
+            | Ask::Thaw {}
+            | Ask::Status {}
+            | Ask::Shutdown { .. } => {}
         }
         Ok(())
     }

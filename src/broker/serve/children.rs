@@ -14,7 +14,7 @@ use postern_core::messages::{Answer, Barrier, Role, SpawnerReport, Standing};
 
 use super::{Broker, Gone, text};
 use crate::decide::Refusal;
-use crate::family::{Child, Opener, Worker};
+use crate::family::{Child, Opener};
 use crate::host::{HostError, Lost, Met};
 use crate::launch::Fatal;
 use crate::say::Level;
@@ -24,28 +24,23 @@ const STILLBORN: u32 = 3;
 /// So many frames of a worker that ended are still heard.
 const LAST_FRAMES: usize = 64;
 
+/// A child with what it is to be told first. One that cannot be told has ended
+/// already, or was never born: its pipe or the spawner says so.
+fn told<Out: Frame, In: Frame>(mut child: Child<Out, In>, first: impl IntoIterator<Item = Out>) -> Child<Out, In> {
+    let _ = child.tell(first);
+    child
+}
+
 impl Broker {
     /// Sees to it that there are an opener and a worker.
     pub(super) fn keep_family(&mut self) -> Result<(), Fatal> {
-        if self.stopping.is_some() || self.parts.family.next_birth() > Instant::now() {
-            return Ok(());
-        }
-        let failed = |errno: Errno| Fatal::Call("asking for a child", errno.into());
-        if self.opener.is_none() && !self.parts.policy.files.is_empty() {
-            let mut opener: Opener = self.parts.family.start(Role::Opener).map_err(failed)?;
-            let mut part = self.parts.policy.opener_part();
-            // Who may remove a file that a rule names must not be able to end
-            // postern: what is not there is granted to nobody.
-            for rule in &mut part.rules {
-                rule.optional |= self.paths_stood;
+        if self.opener_due().is_some_and(|due| due <= Instant::now()) {
+            match self.parts.family.start(Role::Opener) {
+                Ok(opener) => self.tell_rules(opener)?,
+                Err(errno) => self.not_born(Role::Opener, errno)?,
             }
-            let orders = part.orders();
-            let long =
-                |path: PathBuf| Fatal::Unconfined { who: "opener", why: format!("{} is too long", path.display()) };
-            opener.tell(orders.map_err(long)?).map_err(failed)?;
-            self.opener = Some(opener);
         }
-        if self.worker.is_none() && self.parts.family.next_birth() <= Instant::now() {
+        if self.worker_due().is_some_and(|due| due <= Instant::now()) {
             // A worker without a port has nothing to do.
             let mut fetch = None;
             if let Some(port) = self.parts.host.port_mut().filter(|port| port.is_gone()) {
@@ -54,13 +49,68 @@ impl Broker {
                     return Ok(());
                 }
             }
-            self.fetching = fetch.is_some();
-            let mut worker: Worker = self.parts.family.start(Role::Worker).map_err(failed)?;
-            let setup = Answer::Setup { part: self.parts.policy.worker_part(), frozen: self.is_frozen() };
-            worker.tell(fetch.into_iter().chain([setup])).map_err(failed)?;
-            self.worker = Some(worker);
+            let is_sent = fetch.is_some();
+            match self.parts.family.start(Role::Worker) {
+                Ok(worker) => {
+                    self.fetching = is_sent;
+                    let setup = Answer::Setup { part: self.parts.policy.worker_part(), frozen: self.is_frozen() };
+                    self.worker = Some(told(worker, fetch.into_iter().chain([setup])));
+                }
+                Err(errno) => {
+                    if let Some(port) = self.parts.host.port_mut().filter(|_| is_sent) {
+                        port.look_again();
+                    }
+                    self.not_born(Role::Worker, errno)?;
+                }
+            }
         }
         Ok(())
+    }
+
+    /// When the next opener is to be born, if one is missing.
+    pub(super) fn opener_due(&self) -> Option<Instant> {
+        let missing = self.opener.is_none() && !self.parts.policy.files.is_empty() && self.stopping.is_none();
+        (missing && !self.too_many_hang()).then(|| self.parts.family.next_birth(Role::Opener).1)
+    }
+
+    /// When the next worker is to be born, if one is missing. No worker is due
+    /// while there is no port; the time to look for one is.
+    pub(super) fn worker_due(&self) -> Option<Instant> {
+        if self.worker.is_some() || self.stopping.is_some() {
+            return None;
+        }
+        let birth = self.parts.family.next_birth(Role::Worker).1;
+        match self.parts.host.port().filter(|port| port.is_gone()) {
+            None => Some(birth),
+            Some(port) => port.next_look().map(|look| look.max(birth)),
+        }
+    }
+
+    /// Has an opener know the policy's part of it.
+    fn tell_rules(&mut self, opener: Opener) -> Result<(), Fatal> {
+        let mut part = self.parts.policy.opener_part();
+        // Who may remove a file that a rule names must not be able to end
+        // postern: what is not there is granted to nobody.
+        for rule in &mut part.rules {
+            rule.optional |= self.paths_stood;
+        }
+        let long = |path: PathBuf| Fatal::Unconfined { who: "opener", why: format!("{} is too long", path.display()) };
+        self.opener = Some(told(opener, part.orders().map_err(long)?));
+        Ok(())
+    }
+
+    /// A child could not even be asked for. What the guest is short of it may have
+    /// again.
+    fn not_born(&mut self, role: Role, errno: Errno) -> Result<(), Fatal> {
+        match errno {
+            // The spawner is gone, which its pipe tells.
+            Errno::EPIPE | Errno::ECONNRESET => Ok(()),
+            _ if !self.has_stood(role) => Err(Fatal::Call("asking for a child", errno.into())),
+            _ => {
+                self.say(Level::Error, &format!("no {role:?} could be asked for: {errno}; trying again"));
+                Ok(())
+            }
+        }
     }
 
     /// Trust: the spawner is believed.
@@ -104,10 +154,16 @@ impl Broker {
         if self.stopping.is_some() && end == End::Exited(0) {
             return Ok(());
         }
+        let waits = if gone.is_crash { self.how_long_it_waits(gone.role) } else { None };
         if !gone.blameless {
-            self.say(Level::Warning, &format!("{:?} {} ended ({end:?}); replaced", gone.role, gone.pid));
+            let then = waits.as_deref().unwrap_or("replaced");
+            self.say(Level::Warning, &format!("{:?} {} ended ({end:?}); {then}", gone.role, gone.pid));
         }
-        self.note(&Record::ProcessDied { role: gone.role.into(), child: id, end, reason: gone.why });
+        let reason = match (gone.why, waits) {
+            (Some(why), Some(waits)) => Some(text(&[why.bytes(), b"; ", waits.as_bytes()].concat())),
+            (why, waits) => why.or_else(|| waits.map(|waits| text(waits.as_bytes()))),
+        };
+        self.note(&Record::ProcessDied { role: gone.role.into(), child: id, end, reason });
         // Only a start can show that a barrier is impossible here; later it is
         // the guest that is short of something.
         let unborn = !gone.ready && !gone.blameless && !self.has_stood(gone.role);
@@ -120,6 +176,18 @@ impl Broker {
             return Err(Fatal::Unconfined { who, why: format!("it ends before it is confined ({end:?})") });
         }
         Ok(())
+    }
+
+    /// What a crash that was one too many comes to, if its successor has to wait.
+    fn how_long_it_waits(&self, role: Role) -> Option<String> {
+        let missing = match role {
+            Role::Opener => self.opener.is_none(),
+            Role::Worker => self.worker.is_none(),
+        };
+        let (crashes, next) = self.parts.family.next_birth(role);
+        let left = next.saturating_duration_since(Instant::now());
+        (missing && !left.is_zero() && self.stopping.is_none())
+            .then(|| format!("{crashes} crashes within an hour: the next one starts in {} s", left.as_secs() + 1))
     }
 
     /// A child was not born. One that was before will be tried again.
@@ -149,7 +217,7 @@ impl Broker {
     /// Lets go of a worker and of all that it held.
     pub(super) fn lose_worker(&mut self) {
         let Some(worker) = self.worker.take() else { return };
-        self.let_go(Role::Worker, &worker);
+        self.let_go(Role::Worker, &worker, self.stopping.is_none() && !self.parts.host.is_gone());
         // One that ended on its way to the port: another one goes.
         if std::mem::take(&mut self.fetching)
             && let Some(port) = self.parts.host.port_mut()
@@ -168,7 +236,7 @@ impl Broker {
 
     pub(super) fn lose_opener(&mut self) {
         if let Some(opener) = self.opener.take() {
-            self.let_go(Role::Opener, &opener);
+            self.let_go(Role::Opener, &opener, self.stopping.is_none());
         }
         self.forget_unanswered();
         if let Some(opening) = self.opening.take() {
@@ -179,11 +247,27 @@ impl Broker {
         }
     }
 
-    pub(super) fn let_go<Out: Frame, In: Frame>(&mut self, role: Role, child: &Child<Out, In>) {
+    /// Lets go of a child. `unasked`: it ended, or gave reason to end it; one that
+    /// was confined, and so could hear somebody, has crashed then.
+    pub(super) fn let_go<Out: Frame, In: Frame>(&mut self, role: Role, child: &Child<Out, In>, unasked: bool) {
         self.parts.family.kill(child.id);
         let why = self.last_words.take();
         let blameless = role == Role::Worker && self.parts.host.is_gone();
-        self.gone.push(Gone { id: child.id, role, pid: child.pid, ready: child.ready, why, blameless });
+        let is_crash = unasked && child.ready;
+        if is_crash {
+            self.parts.family.crashed(role);
+        }
+        let since = Instant::now();
+        self.gone.push(Gone {
+            id: child.id,
+            role,
+            pid: child.pid,
+            ready: child.ready,
+            why,
+            blameless,
+            is_crash,
+            since,
+        });
     }
 
     /// A child's first word: that it is confined.

@@ -17,7 +17,6 @@ use super::Broker;
 use crate::family::Child;
 use crate::fsfreeze::Why;
 use crate::launch::Fatal;
-use crate::port::Port;
 use crate::say::Level;
 
 /// How long an open may take before the opener is given up: a dead network
@@ -100,13 +99,7 @@ impl Broker {
     /// When something is due next.
     fn next_deadline(&self) -> Option<Instant> {
         let opening = self.opening.as_ref().map(|opening| opening.since + OPEN_LIMIT);
-        // No worker is due while there is no port; the time to look for one is.
-        let look = self.parts.host.port().and_then(Port::next_look).filter(|_| self.worker.is_none());
-        let missing = (self.worker.is_none() && !self.parts.host.is_gone())
-            || (self.opener.is_none() && !self.parts.policy.files.is_empty());
-        let birth =
-            (missing || look.is_some()).then(|| self.parts.family.next_birth().max(look.unwrap_or_else(Instant::now)));
-        let birth = birth.filter(|_| self.stopping.is_none());
+        let births = [self.opener_due(), self.worker_due()];
         let now = Instant::now();
         // Asked anew after each wait, none of which is longer.
         let thaw = self.thaw_due(now).map(|due| due.min(now + LOOK_AGAIN));
@@ -115,7 +108,8 @@ impl Broker {
         let opener = self.opener.as_ref().and_then(Child::given_up_at);
         let watchdog = self.parts.notify.next();
         let head = self.parts.heads.next();
-        [opening, birth, thaw, farewell, worker, opener, watchdog, head].into_iter().flatten().min()
+        let times = [opening, thaw, farewell, worker, opener, self.next_question(), watchdog, head];
+        births.into_iter().chain(times).flatten().min()
     }
 
     /// When to thaw by ourselves what is frozen too long; `now` if it is time.
@@ -142,6 +136,7 @@ impl Broker {
             self.say(Level::Error, "a worker said nothing; replacing it");
             self.lose_worker();
         }
+        self.keep_watch(now);
         if self.thaw_due(now).is_some_and(|due| now >= due)
             && let Some(engine) = &self.parts.engine
         {

@@ -32,6 +32,11 @@ impl Broker {
             self.log_failed(&why);
             return self.refuse_open(&path, mode, no_record(rule, None));
         }
+        if self.too_many_hang() {
+            let why = "as many operations on files hang as may";
+            let refusal = Refusal { errno: Errno::EIO, by: Barrier::Broker, why, rule: Some(rule), resolved: None };
+            return self.refuse_open(&path, mode, refusal);
+        }
         let handle = match self.parts.handles.give() {
             Ok(handle) => handle.cast_unsigned(),
             Err(why) => {
@@ -107,6 +112,8 @@ impl Broker {
             OpenerReport::Opened { id, facts } => {
                 if let (Some(file), Some(look)) = (received.descriptor, received.second) {
                     self.opened(id, &facts, &file, look);
+                    // Closing it may wait for a server.
+                    self.parts.closer.close(file);
                 }
             }
             OpenerReport::NotOpened { id, errno, by, resolved } => {
@@ -152,7 +159,7 @@ impl Broker {
     /// paths now, try once more.
     fn open_again(&mut self, opening: Opening) {
         if let Some(opener) = self.opener.take() {
-            self.let_go(Role::Opener, &opener);
+            self.let_go(Role::Opener, &opener, false);
         }
         self.opening = Some(Opening { sent: false, again: true, ..opening });
     }
@@ -204,6 +211,7 @@ impl Broker {
             return self.refuse_open(&opening.path, opening.mode, refusal);
         }
         self.files.insert(opening.handle, Held { path: facts.path.clone(), look, at_grant });
+        self.heard_worker();
         self.answer(&Answer::Opened { handle: opening.handle }, Some(file));
     }
 

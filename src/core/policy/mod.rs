@@ -36,6 +36,8 @@ pub struct Policy {
     pub shutdown: Shutdown,
     /// Limits on what one request may use.
     pub limits: Limits,
+    /// A worker that holds files and says nothing for so long is replaced.
+    pub hang: Duration,
     /// The audit log.
     pub audit: Audit,
     /// Accounts that the processes run as.

@@ -49,8 +49,10 @@ impl Session {
             if next == 0 || got < PIECE {
                 break;
             }
-            channel.write_all(&self.out)?;
+            channel.write_all(&self.out, &mut self.broker)?;
             self.out.clear();
+            // Each piece may have waited for a slow server.
+            self.broker.attend()?;
             got = file.read(&mut self.data[..next]).unwrap_or(0);
             if got == 0 {
                 break;
@@ -88,7 +90,9 @@ impl Session {
             };
             written += count;
             left -= count;
-            if count < self.data.len() {
+            // Each piece may have waited for a slow server. A broker that is gone is
+            // met again.
+            if count < self.data.len() || self.broker.attend().is_err() {
                 break;
             }
             text.decode_next(WRITE_GROUPS, &mut self.data)?;

@@ -94,6 +94,7 @@ pub(super) fn check(written: &Written, report: &mut Report, world: &World, own: 
             read: small("limits", "read"),
             handles: small("limits", "handles"),
         },
+        hang: Duration::from_secs(number("limits", "hang")),
         audit: tables::audit(settings),
         identities: tables::identities(written, world, report),
         channel: tables::channel(written, report),

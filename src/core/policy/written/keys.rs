@@ -179,7 +179,7 @@ pub static TABLES: [Table; 11] = [
 ];
 
 /// Every key, in the order of the reference.
-pub static KEYS: [Key; 35] = [
+pub static KEYS: [Key; 36] = [
     Key::new("", "version", Type::Version, "1", "The format of the file. Every file says it, drop-ins too.").required(),
     Key::new(
         "",
@@ -312,6 +312,16 @@ pub static KEYS: [Key; 35] = [
     .default("\"48MiB\""),
     Key::new("limits", "handles", Type::Count { min: 1, max: 1024 }, "16", "Files that the host may have open at once.")
         .default("64"),
+    Key::new(
+        "limits",
+        "hang",
+        Type::Duration { min: 3, max: 3600 },
+        "\"2m\"",
+        "How long one operation on an open file may hang, for a server of a network filesystem or for a disk that \
+         somebody else froze. Then the worker is replaced and with it all handles, so that the host is answered again, \
+         above all when it thaws.",
+    )
+    .default("\"30s\""),
     Key::new(
         "audit",
         "log",
