@@ -368,6 +368,20 @@ impl Host {
         serde_json::from_slice(text).unwrap_or_else(|_| panic!("a reply: {:?}", String::from_utf8_lossy(&line)))
     }
 
+    /// Skips all up to the reply of a `guest-sync-delimited` with this number.
+    pub(crate) fn skip_to(&mut self, number: i64) {
+        loop {
+            let mut bytes = Vec::new();
+            self.stream.read_until(0xff, &mut bytes).expect("a reply in time");
+            assert!(!bytes.is_empty(), "the channel ended");
+            let mut line = String::new();
+            self.stream.read_line(&mut line).expect("a reply in time");
+            if serde_json::from_str::<Value>(&line).is_ok_and(|reply| reply["return"] == number) {
+                return;
+            }
+        }
+    }
+
     /// Sends a whole request and returns the whole reply; `None` if the channel
     /// ends before.
     pub(crate) fn try_ask(&mut self, request: &Value) -> Option<Value> {

@@ -18,4 +18,5 @@ pub(crate) mod runner;
 pub(crate) mod sabotage;
 pub(crate) mod server;
 pub(crate) mod terminal;
+pub(crate) mod usage;
 pub(crate) mod writers;

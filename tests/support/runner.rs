@@ -25,6 +25,11 @@ pub(crate) type Role = (&'static str, fn(&[String]));
 /// far beyond what any of them takes.
 const HANG: Duration = Duration::from_secs(180);
 
+/// [`HANG`], or more for a run by hand: seconds in `POSTERN_TEST_HANG`.
+fn hang() -> Duration {
+    env::var("POSTERN_TEST_HANG").ok().and_then(|seconds| seconds.parse().ok()).map_or(HANG, Duration::from_secs)
+}
+
 /// What `main` of such a test target does.
 pub(crate) fn main(tests: &[Test], roles: &[Role], programs: &[&str]) -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -209,7 +214,7 @@ fn passes(name: &str) -> bool {
         if let Some(status) = child.try_wait().expect("the child's status") {
             break Ok(status);
         }
-        if started.elapsed() > HANG {
+        if started.elapsed() > hang() {
             let disks = disks_below(child.id());
             let _ = child.kill();
             rescue(&disks);
