@@ -199,9 +199,8 @@ impl Session {
             return false;
         }
         match (&self.thaw, request) {
-            (None, _) => false,
             (Some(Running::Owed(_)), Ok(Request::FsfreezeThaw)) => true,
-            (Some(_), Ok(_)) => false,
+            (None, _) | (Some(_), Ok(_)) => false,
             (Some(_), Err(QgaError::CommandDisabled(name))) if self.why_disabled(name) == Denial::WhileFrozen => true,
             (Some(_), Err(_)) => !self.waiting.is_empty(),
         }
