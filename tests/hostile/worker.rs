@@ -133,7 +133,7 @@ const SCRIPTS: &[Script] = &[
     script("a frame larger than any", true, |_| raw(&vec![1; 70_000]), "too long"),
     script("a path longer than any", true, |_| raw(&[&[3, 0xff, 0xff][..], &[b'/'; 65_535 - 3]].concat()), "range"),
     script("an open mode that is none", true, |_| raw(&[3, 1, 0, b'/', 99]), "out of range"),
-    script("a message number behind the last", true, |_| raw(&[16]), "out of range"),
+    script("a message number behind the last", true, |_| raw(&[17]), "out of range"),
     script("a descriptor", false, |_| with_descriptors(&frame(&Ask::HostGone {}), 1), "descriptor"),
     script("many descriptors", false, |_| with_descriptors(&frame(&Ask::HostGone {}), 200), "missing or too many"),
     script("a port before its first word", false, |_| with_descriptors(&frame(&Ask::Port {}), 1), "not sent for"),
@@ -238,7 +238,7 @@ fn random_frames() {
     };
     for _ in 0..1000 {
         let length = usize::try_from(next() % 64).expect("a small number");
-        let mut bytes = vec![u8::try_from(next() % 16).expect("a small number")];
+        let mut bytes = vec![u8::try_from(next() % 17).expect("a small number")];
         bytes.extend((0..length).map(|_| u8::try_from(next() & 0xff).expect("a byte")));
         raw(&bytes);
     }
@@ -303,10 +303,13 @@ pub(crate) fn serves(agent: &Agent<'_>) {
         host.close(handle);
     }
     host.open("/etc/passwd", "r").expect_err("outside");
-    let held = held(agent);
-    // Listener, host, spawner, opener, worker.
-    assert_eq!(held["socket"], 5, "{held:?}");
-    assert!(!held.keys().any(|kind| kind.ends_with("/inside") || kind == "pipe"), "{held:?}");
+    // What the broker handed on it lets go of a moment later.
+    eventually("it holds nothing more", || {
+        let held = held(agent);
+        let more = held.keys().any(|kind| kind.ends_with("/inside") || kind == "pipe");
+        // Listener, host, spawner, opener, worker.
+        (held["socket"] == 5 && !more).then_some(())
+    });
 }
 
 pub(crate) fn is_replaced_and_recorded() {

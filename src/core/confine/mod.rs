@@ -95,8 +95,10 @@ impl Confined {
     }
 }
 
-/// What every process does first: no core dumps, no tracer, no new privileges.
+/// What every process does first: no core dumps, no tracer, no new privileges;
+/// faults that are recorded as what they are.
 fn harden() -> Result<(), ConfineError> {
+    crate::sys::process::fault_plainly().map_err(call("sigaction"))?;
     nix::sys::prctl::set_dumpable(false).map_err(call("prctl(PR_SET_DUMPABLE)"))?;
     nix::sys::prctl::set_no_new_privs().map_err(call("prctl(PR_SET_NO_NEW_PRIVS)"))
 }

@@ -1,0 +1,3 @@
+//! x
+use crate::support::runner::Test;
+pub(crate) const TESTS: &[Test] = &[];
