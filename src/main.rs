@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use postern_broker::say::Level;
-use postern_broker::{Options, Service, spawner};
+use postern_broker::{Options, Pace, Service, spawner};
 use postern_core::messages::Role;
 use postern_core::policy::Policy;
 use postern_core::policy::written::{self, World};
@@ -67,7 +67,8 @@ fn run(arguments: Run) -> ExitCode {
         1 => Level::Notice,
         _ => Level::Info,
     };
-    let options = Options { policy, channel: arguments.channel, verbosity, service: Service::default() };
+    let options =
+        Options { policy, channel: arguments.channel, verbosity, service: Service::default(), pace: Pace::Slowed };
     process::exit_now(serve(options))
 }
 

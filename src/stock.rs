@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use postern_broker::say::Level;
-use postern_broker::{Options, Service};
+use postern_broker::{Options, Pace, Service};
 use postern_core::catalogue::Command;
 use postern_core::policy::{Channel, Policy};
 use postern_core::sys::process;
@@ -66,7 +66,7 @@ fn options(stock: &Stock, mut policy: Policy) -> Result<Options, String> {
         notes,
     };
     let verbosity = if stock.verbose { Level::Info } else { Level::Warning };
-    Ok(Options { policy, channel, verbosity, service })
+    Ok(Options { policy, channel, verbosity, service, pace: Pace::Slowed })
 }
 
 /// Whether a service manager passed this process a socket, `sd_listen_fds(3)`.

@@ -92,6 +92,9 @@ pub(crate) fn decide(state: State, ask: &Ask, policy: &Policy) -> Decision {
         Ask::Port {} | Ask::NoPort { .. } if state.ready || !state.fetching => {
             Decision::Hostile("it brought a port that it was not sent for")
         }
+        Ask::Ready { standing } if standing.landlock_abi == 0 || standing.filter_rules == 0 => {
+            Decision::Hostile("it says that a barrier does not stand")
+        }
         Ask::Ready { .. } if state.fetching => Decision::Hostile("it came without the port that it was sent for"),
         Ask::Ready { .. } | Ask::Unconfined { .. } | Ask::Panicked { .. } | Ask::Port {} | Ask::NoPort { .. } => {
             Decision::Note

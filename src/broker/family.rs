@@ -93,6 +93,16 @@ pub(crate) struct Family {
     next: u32,
     openers: Line,
     workers: Line,
+    pace: Pace,
+}
+
+/// How fast children that end are replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// As [`backoff`] says: what ships.
+    Slowed,
+    /// At once, always: only before a test that is the spawner itself.
+    AtOnce,
 }
 
 impl Family {
@@ -101,7 +111,12 @@ impl Family {
     ///
     /// # Errors
     /// As clone(2) and socketpair(2).
-    pub(crate) fn found(executable: &OwnedFd, null: &OwnedFd, identity: Option<Identity>) -> io::Result<Self> {
+    pub(crate) fn found(
+        executable: &OwnedFd,
+        null: &OwnedFd,
+        identity: Option<Identity>,
+        pace: Pace,
+    ) -> io::Result<Self> {
         let (spawner, theirs) = Pipe::pair()?;
         process::spawn(&Birth {
             executable: executable.as_fd(),
@@ -112,7 +127,7 @@ impl Family {
             session: true,
         })?;
         spawner.send(&SpawnerOrder::Setup { identity }, None)?;
-        Ok(Self { spawner, next: 0, openers: Line::default(), workers: Line::default() })
+        Ok(Self { spawner, next: 0, openers: Line::default(), workers: Line::default(), pace })
     }
 
     const fn line(&mut self, role: Role) -> &mut Line {
@@ -149,6 +164,7 @@ impl Family {
     pub(crate) fn next_birth(&self, role: Role) -> (usize, Instant) {
         let now = Instant::now();
         match role {
+            _ if self.pace == Pace::AtOnce => (0, now),
             Role::Opener => self.openers.next(now),
             Role::Worker => self.workers.next(now),
         }

@@ -33,7 +33,7 @@ use crate::accounts::{self, accounts};
 use crate::arrival;
 use crate::background::{self, OwnFileError, Starter};
 use crate::closer::Closer;
-use crate::family::Family;
+use crate::family::{Family, Pace};
 use crate::fsfreeze::{self, Engine, Handles, Memory, MountTable, Remembered};
 use crate::heads::Heads;
 use crate::host::{Host, HostError};
@@ -141,7 +141,7 @@ pub fn run(options: Options) -> Result<(), Fatal> {
 
 /// The start proper, and the life after it.
 fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) -> Result<(), Fatal> {
-    let Options { policy, channel, verbosity, service } = options;
+    let Options { policy, channel, verbosity, service, pace } = options;
     let executable = about::executable().map_err(call("reading its own executable"))?;
     let mut voice = Voice::new(verbosity, starter);
     process::name_self(c"postern-broker").map_err(call("naming the process"))?;
@@ -196,7 +196,8 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         voice.say(Level::Info, &format!("init is {}", init.name()));
     }
 
-    let (family, spawner) = found_family(accounts.as_ref().map(|(worker, _)| accounts::identity(worker, &policy)))?;
+    let identity = accounts.as_ref().map(|(worker, _)| accounts::identity(worker, &policy));
+    let (family, spawner) = found_family(identity, pace)?;
     let landlock_abi = spawner.standing.landlock_abi;
     voice.say(Level::Info, &format!("the kernel has Landlock ABI {landlock}; {landlock_abi} is enforced"));
 
@@ -349,11 +350,11 @@ fn own_executable() -> String {
 }
 
 /// Starts the spawner and hears that it is confined.
-fn found_family(identity: Option<Identity>) -> Result<(Family, Spawner), Fatal> {
+fn found_family(identity: Option<Identity>, pace: Pace) -> Result<(Family, Spawner), Fatal> {
     let open = |path: &str, flags| nix::fcntl::open(path, flags | OFlag::O_CLOEXEC, Mode::empty());
     let executable = open(&own_executable(), OFlag::O_PATH).map_err(call("opening its own executable"))?;
     let null = open("/dev/null", OFlag::O_RDWR).map_err(call("opening /dev/null"))?;
-    let mut family = Family::found(&executable, &null, identity).map_err(|why| match why.raw_os_error() {
+    let mut family = Family::found(&executable, &null, identity, pace).map_err(|why| match why.raw_os_error() {
         Some(EPERM) => Fatal::Unconfined { who: "spawner", why: NO_NAMESPACE.to_owned() },
         _ => Fatal::Call("starting the spawner", why),
     })?;

@@ -29,5 +29,6 @@ pub mod shutdown;
 pub mod spawner;
 
 pub use background::OwnFileError;
+pub use family::Pace;
 pub use launch::{Fatal, run};
 pub use options::{Options, Service};

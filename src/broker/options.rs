@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use postern_core::policy::{Channel, Policy};
 
+use crate::family::Pace;
 use crate::say::Level;
 
 /// A start of the broker.
@@ -17,6 +18,8 @@ pub struct Options {
     pub verbosity: Level,
     /// What an init script asks for.
     pub service: Service,
+    /// How fast children are replaced: [`Pace::Slowed`] but before a test.
+    pub pace: Pace,
 }
 
 /// What init scripts want of a daemon, and service managers do themselves. All

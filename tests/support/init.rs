@@ -77,8 +77,12 @@ pub(crate) struct Inbox {
 impl Inbox {
     /// To be called by process 1 before anybody asks it anything.
     pub(crate) fn open() -> Self {
-        assert_eq!(std::process::id(), 1, "a fake process 1");
         not_the_machine();
+        Self::of_process_1()
+    }
+
+    fn of_process_1() -> Self {
+        assert_eq!(std::process::id(), 1, "a fake process 1");
         // Blocked signals reach even process 1, which ignores what it has no handler
         // for.
         let every = SigSet::all();
@@ -87,6 +91,14 @@ impl Inbox {
         // Both ends, as sysvinit opens it, so that it never reads as ended.
         let open = || OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(FIFO);
         Self { signals, fifo: Path::new(FIFO).exists().then(|| open().expect("the FIFO")) }
+    }
+
+    /// As [`Self::open`], where a cell's test itself is process 1 and nothing else
+    /// needs signals: it must have been started by the runner, into a cell.
+    pub(crate) fn of_cell() -> Self {
+        let first = fs::read_to_string("/proc/1/cmdline").expect("who is process 1");
+        assert!(first.contains("\0--in-cell\0"), "process 1 is {first:?}, not the test");
+        Self::of_process_1()
     }
 
     /// Stops reading requests.

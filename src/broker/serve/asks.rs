@@ -89,6 +89,13 @@ impl Broker {
                 self.child_ready(Role::Worker, child, &standing, sender);
                 self.hand_channel();
             }
+            // A barrier that stood before is possible here: the guest is short of
+            // something, and the next worker may not be.
+            Ask::Unconfined { why } if self.worker_stood => {
+                self.say(Level::Error, &format!("worker: could not be confined: {}; trying again", why.to_text()));
+                self.last_words = Some(text(why.as_slice()));
+                self.lose_worker();
+            }
             Ask::Unconfined { why } => return Err(Fatal::Unconfined { who: "worker", why: why.to_text() }),
             Ask::Panicked { message } => {
                 self.say(Level::Error, &format!("worker: {}", message.to_text()));
