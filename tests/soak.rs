@@ -28,7 +28,7 @@ use tally::Standing;
 use mix::Soak;
 
 /// Requests in a run with all tests.
-const FEW: u64 = if cfg!(debug_assertions) { 15_000 } else { 60_000 };
+const FEW: u64 = if cfg!(debug_assertions) { 12_000 } else { 40_000 };
 
 fn main() -> ExitCode {
     runner::main(

@@ -74,7 +74,6 @@ impl Soak<'_> {
         if crash {
             self.kill_worker();
             self.synchronise();
-            self.forget();
         }
         assert_eq!(self.expect("guest-fsfreeze-status", &Value::Null), "frozen");
         self.expect_error("guest-file-open", &json!({ "path": "/x" }), "not while frozen", "has been disabled");
