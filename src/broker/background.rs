@@ -239,8 +239,9 @@ fn own_file(path: &Path, flags: OFlag) -> Result<File, OwnFileError> {
 /// Whether another account could lead this path elsewhere: by a directory or a
 /// link of its own on the way, or in a directory that all may write, but for one
 /// in which each keeps what is his. Groups are let pass, as for `/var/log` on
-/// some distributions.
-fn leads_through_others(path: &Path) -> bool {
+/// some distributions. Asked of every place that root makes something in: a
+/// pidfile, a log, the directory of the state, a socket.
+pub(crate) fn leads_through_others(path: &Path) -> bool {
     let me = nix::unistd::geteuid().as_raw();
     let others = |step: &Path| {
         fs::symlink_metadata(step).is_ok_and(|facts| {

@@ -8,12 +8,14 @@
 //! socket is not trusted; who they are is the kernel's word: on vsock only one
 //! context id may.
 
+mod error;
+
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -29,7 +31,9 @@ use postern_core::messages::ChannelKind;
 use postern_core::policy::{Channel, Vsock};
 use postern_core::sys::descriptors;
 
+use crate::background::leads_through_others;
 use crate::port::{self, Port};
+pub(crate) use error::HostError;
 
 /// How often at most a record tells of those that connect and are not the host.
 const TELL_AGAIN: Duration = Duration::from_secs(10);
@@ -38,70 +42,6 @@ const TELL_AGAIN: Duration = Duration::from_secs(10);
 const BAUD: nix::libc::tcflag_t = nix::libc::B38400;
 /// First descriptor that socket activation passes, by `sd_listen_fds(3)`.
 const ACTIVATED: i32 = 3;
-
-/// Why there is no channel.
-#[derive(Debug, thiserror::Error)]
-pub enum HostError {
-    /// The port can't be opened.
-    #[error("{path}: {why}; is the virtio-serial port there, and given to this guest?", path = .0.display(), why = .1)]
-    Port(PathBuf, Errno),
-    /// What must be watched for the port's return can't be.
-    #[error(
-        "{path}: can't watch for its return: {why}; is fs.inotify.max_user_instances (sysctl) used up?",
-        path = .0.display(), why = .1
-    )]
-    Watch(PathBuf, Errno),
-    /// The port was unplugged, came back, and a worker may not open it.
-    #[error(
-        "{path} was unplugged and is back, but the worker's account can't open it ({why}); have udev give it to that \
-         account's group (MODE=\"0660\"), and start postern again",
-        path = .0.display(), why = .1
-    )]
-    NotReopened(PathBuf, Errno),
-    /// The serial line hung up while postern served it.
-    #[error("the serial line hung up; start postern again when it is back")]
-    HungUp,
-    /// What is there is no character device.
-    #[error("{}: not a character device; a port is one", .0.display())]
-    NotAPort(PathBuf),
-    /// What is there is no serial line.
-    #[error("{}: not a serial line; name a virtio-serial port with virtio-serial", .0.display())]
-    NotATerminal(PathBuf),
-    /// The serial line can't be set up.
-    #[error("{path}: can't put the serial line into raw mode: {why}", path = .0.display(), why = .1)]
-    Line(PathBuf, Errno),
-    /// Listening on vsock failed.
-    #[error(
-        "can't listen on vsock port {0}: {1}; is the port free, and has this guest a vsock device (module \
-         vmw_vsock_virtio_transport)?"
-    )]
-    Vsock(u32, Errno),
-    /// Another process listens there.
-    #[error("{}: another process listens on this socket; stop it first", .0.display())]
-    InUse(PathBuf),
-    /// Something that is no socket stands there.
-    #[error("{}: something other than a socket is in the way; remove it or choose another path", .0.display())]
-    InTheWay(PathBuf),
-    /// Making the socket failed.
-    #[error("{}: can't listen: {}", .0.display(), .1)]
-    Listen(PathBuf, io::Error),
-    /// What the service manager passed is not one listening unix socket.
-    #[error("socket activation passed no listening unix stream socket as its only descriptor; write one ListenStream=")]
-    Activation,
-}
-
-impl HostError {
-    /// Whether this may be otherwise when the path, or what holds it, changes.
-    pub(crate) fn may_pass(&self) -> bool {
-        match self {
-            Self::Port(_, errno) => {
-                matches!(errno, Errno::ENOENT | Errno::ENOTDIR | Errno::ENXIO | Errno::ENODEV | Errno::EBUSY)
-            }
-            Self::Listen(_, why) => matches!(why.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
-            _ => false,
-        }
-    }
-}
 
 /// The channel as the broker holds it.
 #[derive(Debug)]
@@ -190,7 +130,8 @@ impl Host {
     /// by one: `LISTEN_PID` names it and `LISTEN_FDS` is 1.
     ///
     /// # Errors
-    /// [`HostError::Activation`] if anything but one listening socket came.
+    /// [`HostError::Activation`] if anything but one listening socket came,
+    /// [`HostError::OpenToAll`] if everybody may connect to it: systemd's default.
     pub(crate) fn activated() -> Result<Option<Self>, HostError> {
         let variable = |name| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
         if variable("LISTEN_PID") != Some(std::process::id()) {
@@ -205,6 +146,9 @@ impl Host {
         // local_addr fails for every family but unix.
         if !listening || listener.local_addr().is_err() || listener.set_nonblocking(true).is_err() {
             return Err(HostError::Activation);
+        }
+        if is_open_to_all(&listener) {
+            return Err(HostError::OpenToAll);
         }
         Ok(Some(Self { place: Place::Unix(listener), current: None }))
     }
@@ -249,6 +193,10 @@ impl Host {
 
     fn listen(path: &Path) -> Result<Self, HostError> {
         let failed = |why| HostError::Listen(path.to_owned(), why);
+        // What is removed, made and given a mode below is named by this path.
+        if leads_through_others(path) {
+            return Err(HostError::Unsafe(path.to_owned()));
+        }
         match fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
@@ -391,6 +339,15 @@ impl VsockListener {
         self.told = Some(Instant::now());
         Met::Other { cid, times: std::mem::take(&mut self.others) }
     }
+}
+
+/// Whether any account may connect to a listening socket: by its mode, or because
+/// its name is abstract and has none.
+fn is_open_to_all(listener: &UnixListener) -> bool {
+    let address = listener.local_addr().ok();
+    let path = address.as_ref().and_then(|address| address.as_pathname());
+    // One whose name is gone can't be found by anybody.
+    path.map_or(true, |path| fs::symlink_metadata(path).is_ok_and(|found| found.permissions().mode() & 0o002 != 0))
 }
 
 /// Opens a device node, if it is one.

@@ -302,6 +302,9 @@ fn state_failed(path: &Path, why: &dyn std::fmt::Display) -> Fatal {
 /// block.
 fn state_directory(path: &Path, (uid, gid): (u32, u32)) -> Result<OwnedFd, Fatal> {
     let failed = |why: &dyn std::fmt::Display| state_failed(path, why);
+    if background::leads_through_others(path) {
+        return Err(failed(&"in a directory that another user can change; choose another place"));
+    }
     let missing = matches!(fs::symlink_metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound);
     if missing {
         if let Some(parent) = path.parent() {

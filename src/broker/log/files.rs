@@ -22,6 +22,7 @@ use postern_core::sys::{descriptors, fs, listing};
 
 use super::LogError;
 use super::rotated::{self, Member};
+use crate::background::leads_through_others;
 
 /// Bits that let others write.
 const OTHERS_WRITE: u32 = 0o022;
@@ -307,6 +308,10 @@ fn check_directory(directory: impl AsFd, path: &Path, uid: u32) -> Result<(), Lo
 pub fn prepare_directory(log: &Path, uid: u32, gid: u32) -> Result<(), LogError> {
     let (path, _) = split(log)?;
     let (parent, name) = split(path)?;
+    if leads_through_others(path) {
+        let what = "is in a directory that another user can change; choose another place".to_owned();
+        return Err(LogError::Unsafe { path: path.to_owned(), what });
+    }
     let above = openat(AT_FDCWD, parent, OPEN_DIRECTORY, Mode::empty()).map_err(io("open", parent))?;
     let made = match mkdirat(&above, name, Mode::S_IRWXU) {
         Ok(()) => true,
