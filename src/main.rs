@@ -18,8 +18,12 @@ use postern_broker::{Options, Pace, Service, spawner};
 use postern_core::messages::Role;
 use postern_core::policy::Policy;
 use postern_core::policy::written::{self, World};
-use postern_core::sys::process;
+use postern_core::sys::{last_words, process};
 use postern_tools::cli::{Cli, Command, Run};
+
+/// So that a confined process can say that it got no memory.
+#[global_allocator]
+static ALLOCATOR: last_words::Allocator = last_words::Allocator;
 
 /// A policy that can't be used.
 const STATUS_POLICY: u8 = 3;

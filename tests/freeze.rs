@@ -67,7 +67,7 @@ fn engine(arguments: &[String]) {
     let remembered = memory.read().expect("the state file");
     let table = MountTable::open().expect("the mount table");
     let plan = BrokerPlan {
-        filter: BrokerNeeds { freeze: true, ..BrokerNeeds::default() },
+        filter: BrokerNeeds { freeze: true, state: vec![memory.directory()], ..BrokerNeeds::default() },
         log: None,
         state: Some(directory()),
         root: Some(File::open("/").expect("/").into()),

@@ -288,7 +288,8 @@ fn shipped(name: &str) -> Loaded {
 }
 
 fn capabilities(loaded: &Loaded) -> Vec<String> {
-    let mut names: Vec<String> = caps::broker(&loaded.policy, true).iter().map(ToString::to_string).collect();
+    let mut names: Vec<String> =
+        caps::broker(&loaded.policy, caps::Asked::BySignal).iter().map(ToString::to_string).collect();
     names.sort();
     names
 }

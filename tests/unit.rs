@@ -35,7 +35,7 @@ fn comments() -> String {
 /// What this policy keeps the broker, under systemd.
 fn kept(policy: &str) -> BTreeSet<String> {
     let loaded = load_embedded("policy.toml", policy, &World::elsewhere()).expect("a policy");
-    caps::broker(&loaded.policy, true).iter().map(ToString::to_string).collect()
+    caps::broker(&loaded.policy, caps::Asked::BySignal).iter().map(ToString::to_string).collect()
 }
 
 #[test]

@@ -79,7 +79,8 @@ pub(crate) fn confinement(
         let (uid, gid, groups) = (*uid, *gid, groups.clone());
         Confinement { name, uid, gid, groups, capabilities, landlock, filter_rules, filter_digest }
     };
-    let broker_leaves = filters::broker_leaves(plan.root.is_some(), plan.filter.log.is_some_and(|log| log.rotate));
+    let rotates = plan.filter.log.is_some_and(|log| log.rotate);
+    let broker_leaves = filters::broker_leaves(plan.root.is_some(), rotates, plan.state.is_some());
     let mut all = vec![
         one("broker", &broker, capabilities, broker_leaves, &filters::broker(&plan.filter)),
         one("spawner", &others, Vec::new(), "executes its own file", &filters::spawner()),

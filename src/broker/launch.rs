@@ -21,12 +21,12 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
 use postern_core::audit::Run;
-use postern_core::catalogue::Act;
+use postern_core::catalogue::{Act, Command};
 use postern_core::confine::filters::{BrokerNeeds, OPEN_DIRECTORY};
 use postern_core::confine::{self, BrokerPlan, ConfineError, caps};
 use postern_core::messages::{BIRTH_LIMIT, Identity, SpawnerReport};
 use postern_core::policy::{Channel, Policy};
-use postern_core::sys::{descriptors, process};
+use postern_core::sys::{descriptors, last_words, process};
 
 use crate::about::{self, Spawner};
 use crate::accounts::{self, accounts};
@@ -144,6 +144,7 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
     let Options { policy, channel, verbosity, service, pace } = options;
     let executable = about::executable().map_err(call("reading its own executable"))?;
     let mut voice = Voice::new(verbosity, starter);
+    last_words::to_stderr();
     process::name_self(c"postern-broker").map_err(call("naming the process"))?;
     // An executable that its user may not read makes a process whose memory is
     // root's, also to itself: then `ps` shows the command line as it was typed.
@@ -201,12 +202,20 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
     let landlock_abi = spawner.standing.landlock_abi;
     voice.say(Level::Info, &format!("the kernel has Landlock ABI {landlock}; {landlock_abi} is enforced"));
 
-    let known = !matches!(init, Init::Unknown);
-    let capabilities = if privileged { caps::broker(&policy, known) } else { Vec::new() };
+    let capabilities = if privileged { caps::broker(&policy, init.asked()) } else { Vec::new() };
     let broker_account = accounts.as_ref().map(|(_, broker)| accounts::identity_alone(broker));
     confine::broker_identity(broker_account.as_ref(), &capabilities)?;
 
     let handles = Handles::new(duplicate(&state)?).map_err(|why| state_failed(&policy.state, &why))?;
+    // Who may neither freeze nor open files writes no state.
+    let mut writes_state = Vec::new();
+    if policy.commands.contains(Command::FileOpen) {
+        writes_state.push(handles.directory());
+    }
+    if needs_freeze {
+        writes_state.push(memory.directory());
+    }
+    let state = Some(state).filter(|_| !writes_state.is_empty());
     let mut plan = plan(&policy, &host, &heads, &init, privileged, needs_freeze, state)?;
     let named = capabilities.iter().map(ToString::to_string).collect();
     let run = Run {
@@ -227,6 +236,7 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
     };
     let mut log = Log::start_held(&policy.audit, run);
     plan.filter.log = log.needs();
+    plan.filter.state = writes_state;
     log.tell_confinement(about::confinement(&policy, accounts.as_ref(), named, &plan));
     if remembered.is_none() {
         log.begin()?;
@@ -396,7 +406,7 @@ fn plan(
     init: &Init,
     privileged: bool,
     freeze: bool,
-    state: OwnedFd,
+    state: Option<OwnedFd>,
 ) -> Result<BrokerPlan, Fatal> {
     let look = |path: &Path| nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
     let shutdown = privileged && policy.needs(Act::Shutdown);
@@ -407,12 +417,13 @@ fn plan(
         listens: host.listens(),
         reconnects: heads.reconnects(),
         log: None,
+        state: Vec::new(),
     };
     let directory = policy.audit.log.parent().unwrap_or(Path::new("/"));
     Ok(BrokerPlan {
         filter,
         log: Some(look(directory).map_err(call("opening the log's directory"))?),
-        state: Some(state),
+        state,
         root: freeze.then(|| look(Path::new("/"))).transpose().map_err(call("opening /"))?,
         sockets: heads
             .directories()

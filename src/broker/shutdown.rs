@@ -19,6 +19,7 @@ use std::thread;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::unistd::sync;
+use postern_core::confine::caps::Asked;
 use postern_core::policy::{self, ShutdownMethod, ShutdownMode};
 use postern_core::sys::init::{self, SIGRTMIN};
 use postern_core::sys::process;
@@ -62,6 +63,16 @@ impl Init {
             Self::Busybox => "busybox",
             Self::Sysvinit(_) => "sysvinit",
             Self::Unknown => "unknown",
+        }
+    }
+
+    /// How it takes a wish to shut down.
+    #[must_use]
+    pub const fn asked(&self) -> Asked {
+        match self {
+            Self::Systemd | Self::Busybox => Asked::BySignal,
+            Self::Sysvinit(_) => Asked::ByFifo,
+            Self::Unknown => Asked::InNoWay,
         }
     }
 

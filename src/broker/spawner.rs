@@ -21,7 +21,7 @@ use nix::unistd::Pid;
 use postern_core::confine::{self, ConfineError, Confined, filters};
 use postern_core::ipc::{Pipe, ReceiveError};
 use postern_core::messages::{Role, SpawnerOrder, SpawnerReport, Text};
-use postern_core::sys::{descriptors, process};
+use postern_core::sys::{descriptors, last_words, process};
 
 type Broker = Pipe<SpawnerReport, SpawnerOrder>;
 
@@ -66,6 +66,8 @@ pub fn run() -> End {
         return End::BrokerBroken;
     };
     let mut broker = Broker::new(socket);
+    let say = broker.last_words();
+    last_words::to(move |text| say(&SpawnerReport::Panicked { message: Text::cut(text.as_bytes()) }));
     let identity = match broker.receive().map(|received| received.message) {
         Ok(SpawnerOrder::Setup { identity }) => identity,
         Err(ReceiveError::Closed) => return End::BrokerGone,

@@ -286,7 +286,7 @@ frames! {
         /// How often the commands that are counted came since the last count.
         /// No answer.
         11 Counted { commands: List<Count, 64> },
-        /// Last words of a worker that panicked. No answer.
+        /// Last words of a worker that panicked or got no memory. No answer.
         12 Panicked { message: Text },
         /// The port was unplugged. No answer.
         13 PortGone {},
@@ -377,7 +377,7 @@ frames! {
         /// No file: error number, who stopped it, and the path that the
         /// kernel resolved, if it got so far.
         4 NotOpened { id: u64, errno: i32, by: Barrier, resolved: Option<WirePath> },
-        /// Last words of an opener that panicked.
+        /// Last words of an opener that panicked or got no memory.
         5 Panicked { message: Text },
     }
 }
@@ -419,6 +419,8 @@ frames! {
         4 NotSpawned { id: u32, errno: i32 },
         /// A child ended: exit status, or the signal that killed it.
         5 Died { id: u32, signal: Option<i32>, status: i32 },
+        /// Last words of a spawner that panicked or got no memory.
+        6 Panicked { message: Text },
     }
 }
 

@@ -19,7 +19,7 @@ use postern_core::confine::{self, Confined, filters};
 use postern_core::ipc::{Pipe, ReceiveError};
 use postern_core::messages::{OpenerOrder, OpenerReport, Text, WirePath};
 use postern_core::policy::parts::OpenerPart;
-use postern_core::sys::{descriptors, process};
+use postern_core::sys::{descriptors, last_words, process};
 
 use open::{Opened, Opener};
 
@@ -45,6 +45,8 @@ pub fn run() -> End {
     let _ = process::name_self(c"postern-opener");
     let Ok(socket) = descriptors::inherited(filters::BROKER) else { return End::BrokerBroken };
     let mut broker = Broker::new(socket);
+    let say = broker.last_words();
+    last_words::to(move |text| say(&OpenerReport::Panicked { message: Text::cut(text.as_bytes()) }));
     let part = match OpenerPart::from_orders(|| broker.receive().map(|received| received.message)) {
         Ok(part) => part,
         Err(ReceiveError::Closed) => return End::BrokerGone,

@@ -16,6 +16,7 @@ use postern_core::messages::{
 use postern_core::policy::ShutdownMode;
 use postern_core::policy::parts::WorkerPart;
 use postern_core::policy::rules::Mode;
+use postern_core::sys::last_words;
 
 /// The broker is gone, or spoke nonsense; either way this worker ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,12 +85,10 @@ impl Broker {
         self.tell(&Ask::NoPort { errno: why as i32 })
     }
 
-    /// From now on a panic's text goes to the broker.
-    pub(crate) fn report_panics(&self) {
+    /// From now on last words go to the broker.
+    pub(crate) fn report_last_words(&self) {
         let say = self.pipe.last_words();
-        std::panic::set_hook(Box::new(move |panic| {
-            say(&Ask::Panicked { message: Text::cut(panic.to_string().as_bytes()) });
-        }));
+        last_words::to(move |text| say(&Ask::Panicked { message: Text::cut(text.as_bytes()) }));
     }
 
     pub(crate) fn ready(&self, standing: Standing) -> Result<(), BrokerLost> {

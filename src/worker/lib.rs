@@ -55,7 +55,7 @@ pub fn run() -> End {
 /// Serves until there is a reason to end, which is the error.
 fn serve(mut broker: Broker) -> Result<std::convert::Infallible, End> {
     let (part, frozen, port) = broker.setup()?;
-    broker.report_panics();
+    broker.report_last_words();
     if let Some(port) = port {
         bring(&broker, &port)?;
     }

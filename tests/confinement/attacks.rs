@@ -44,6 +44,8 @@ pub(crate) mod held {
     pub(crate) const EPOLL: u64 = 26;
     /// The broker's alone: its log's directory.
     pub(crate) const LOG: u64 = 27;
+    /// Its state directory.
+    pub(crate) const STATE: u64 = 28;
 }
 
 /// Everything of the stage: world-readable, so that the control works.

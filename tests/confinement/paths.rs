@@ -10,8 +10,9 @@ use postern_core::policy::rules::{Mode, Rights};
 
 use super::ACCOUNT;
 use super::attacks::{CWD, held};
+use super::needs::{Role, opener, rule};
 use super::raw::{End, attempt, call, room, text, words};
-use super::roles::{LOG, Role, STATE, opener, rule};
+use super::roles::{LOG, STATE};
 
 const EACCES: End = End::Back(-(libc::EACCES as i64));
 const DEAD: End = End::Killed(libc::SIGSYS);
@@ -222,7 +223,7 @@ pub(crate) fn a_spawner_executes_its_own_file_only() {
     };
     assert_eq!(shell(&Role::None), End::Became(42), "the control");
     assert_eq!(shell(&Role::Spawner), EACCES);
-    for role in [Role::Worker, Role::opener(), Role::broker()] {
+    for role in [Role::worker(), Role::opener(), Role::broker()] {
         assert_eq!(shell(&role), DEAD, "{role:?}");
     }
     // Through its own descriptor as a link, and through a new one.
@@ -263,21 +264,23 @@ pub(crate) fn a_broker_opens_its_own_files_only() {
     let role = Role::broker();
     fs::write("/tmp/secret", "secret").expect("a file");
     fs::set_permissions("/tmp/secret", Permissions::from_mode(0o666)).expect("its mode");
-    let open = |path: &str, flags: nix::fcntl::OFlag, mode: u64| {
-        attempt(|| role.prepare(), |()| call(libc::SYS_openat, &[CWD, text(path), bits(flags), mode]))
+    let open_at = |directory: u64, path: &str, flags: nix::fcntl::OFlag, mode: u64| {
+        attempt(|| role.prepare(), |()| call(libc::SYS_openat, &[directory, text(path), bits(flags), mode]))
     };
+    let open = |path: &str, flags: nix::fcntl::OFlag, mode: u64| open_at(CWD, path, flags, mode);
     let own = |directory: &str, name: &str| format!("{directory}/{name}");
     // Its log: made, and opened again at its end, and read.
     assert!(works(&open(&own(LOG, "a"), filters::OPEN_LOG, 0o600)), "its log");
     assert!(works(&open(&own(LOG, "a"), filters::OPEN_LOG, 0o600)), "its log again");
     assert!(works(&open(&own(LOG, "a"), filters::OPEN_OWN, 0)), "its log's end");
-    assert!(works(&open(&own(STATE, "a"), filters::CREATE_STATE, 0o600)), "a state file");
+    assert!(works(&open_at(held::STATE, "a", filters::CREATE_STATE, 0o600)), "a state file");
+    assert_eq!(open(&own(STATE, "b"), filters::CREATE_STATE, 0o600), DEAD, "one by another way");
     assert!(works(&open("/bin", filters::OPEN_DIRECTORY, 0)), "a mountpoint");
     // Others' files, world-writable ones too.
     assert_eq!(open("/tmp/secret", filters::OPEN_OWN, 0), EACCES);
     assert_eq!(open("/tmp/secret", filters::OPEN_LOG, 0o600), EACCES);
     assert_eq!(open("/tmp/new", filters::OPEN_LOG, 0o600), EACCES);
-    assert_eq!(open("/tmp/new", filters::CREATE_STATE, 0o600), EACCES);
+    assert_eq!(open_at(held::STATE, "/tmp/new", filters::CREATE_STATE, 0o600), EACCES);
     assert_eq!(open("/proc/1/environ", filters::OPEN_OWN, 0), EACCES);
     assert_eq!(open("/dev/null", filters::OPEN_OWN, 0), EACCES);
     // Its log in any way but these.
@@ -297,16 +300,34 @@ pub(crate) fn a_broker_opens_its_own_files_only() {
         |()| call(libc::SYS_openat, &[CWD, text("/bin"), bits(filters::OPEN_DIRECTORY), 0]),
     );
     assert_eq!(end, EACCES, "a directory of no mountpoint");
-    // Out of the log's directory into the state's, and back: a log that is
-    // removed is no log.
-    let unlink = |path: String| attempt(|| role.prepare(), move |()| call(libc::SYS_unlinkat, &[CWD, text(&path), 0]));
-    assert!(works(&unlink(own(STATE, "a"))), "its own state file");
-    assert_eq!(unlink(own(LOG, "a")), EACCES, "its log");
-    let rename = attempt(
-        || role.prepare(),
-        |()| call(libc::SYS_renameat, &[CWD, text(&own(LOG, "a")), CWD, text(&own(STATE, "a"))]),
-    );
-    assert!(!works(&rename), "its log, moved away: {rename:?}");
+    // State files, in their directory by its number. Out of the log's directory
+    // into the state's, and back: a log that is removed is no log.
+    let unlink = |directory: u64, path: String, flags: u64| {
+        attempt(|| role.prepare(), move |()| call(libc::SYS_unlinkat, &[directory, text(&path), flags]))
+    };
+    assert!(works(&unlink(held::STATE, "a".to_owned(), 0)), "its own state file");
+    assert_eq!(unlink(held::STATE, own(LOG, "a"), 0), EACCES, "its log");
+    for directory in [CWD, held::LOG, held::DIRECTORY] {
+        assert_eq!(unlink(directory, own(LOG, "a"), 0), DEAD, "{directory}");
+        assert_eq!(unlink(directory, own(STATE, "a"), 0), DEAD, "{directory}");
+    }
+    assert_eq!(unlink(held::STATE, "a".to_owned(), u64::from(libc::AT_REMOVEDIR.cast_unsigned())), DEAD, "a directory");
+    let rename = |directory: u64, to: u64| {
+        let (from, name) = (text(&own(LOG, "a")), text("a"));
+        attempt(|| role.prepare(), move |()| call(libc::SYS_renameat, &[directory, from, to, name]))
+    };
+    let end = rename(held::STATE, held::STATE);
+    assert!(matches!(end, End::Back(..0)), "its log, moved away: {end:?}");
+    assert_eq!(rename(held::LOG, held::STATE), DEAD, "its log, moved away");
+    assert_eq!(rename(CWD, CWD), DEAD, "its log, moved away");
+    // Without freeze and files in the policy there is no state.
+    let idle = |number: i64, arguments: [u64; 4]| {
+        attempt(|| Role::idle_broker().prepare(), move |()| call(number, &arguments))
+    };
+    assert_eq!(idle(libc::SYS_unlinkat, [held::STATE, text("a"), 0, 0]), DEAD);
+    assert_eq!(idle(libc::SYS_renameat, [held::STATE, text("a"), held::STATE, text("b")]), DEAD);
+    let new = bits(filters::CREATE_STATE);
+    assert_eq!(idle(libc::SYS_openat, [held::STATE, text("new"), new, 0o600]), DEAD);
 }
 
 pub(crate) fn a_broker_rotates_its_own_log_only() {
@@ -361,7 +382,7 @@ pub(crate) fn a_broker_rotates_its_own_log_only() {
     // One whose policy has no rotation does none.
     for role in [Role::broker(), Role::idle_broker()] {
         assert_eq!(rename(&role, "a", "c", noreplace), DEAD, "{role:?}");
-        assert_eq!(unlink(&role, "a"), EACCES, "{role:?}");
+        assert_eq!(unlink(&role, "a"), DEAD, "{role:?}");
     }
 }
 

@@ -13,110 +13,31 @@ use nix::libc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 use nix::sys::stat::Mode as Permission;
-use postern_core::catalogue::Command;
-use postern_core::confine::filters::{self, BrokerNeeds, Listens, LogNeeds, Reconnects};
-use postern_core::confine::seccomp::Rule;
 use postern_core::confine::{self, BrokerPlan, ConfineError, identity};
 use postern_core::ipc::List;
 use postern_core::messages::Identity;
-use postern_core::policy::Limits;
-use postern_core::policy::parts::{OpenerPart, WorkerPart};
-use postern_core::policy::rules::{FileRule, Rights, Types};
 use postern_core::sys::descriptors;
 
 use super::ACCOUNT;
 use super::attacks::{STAGE, held};
-
-/// Who the attacker is.
-#[derive(Clone, Debug)]
-pub(crate) enum Role {
-    /// The account without confinement.
-    None,
-    Worker,
-    Opener(OpenerPart),
-    Spawner,
-    Broker(BrokerNeeds),
-}
+use super::needs::Role;
 
 /// Where the broker's log is.
 pub(crate) const LOG: &str = "/tmp/own/log";
-/// Its directory ([`held::LOG`]), and nothing that a policy has to ask for.
-const APPENDS: LogNeeds = LogNeeds { directory: 27, rotate: false, sync: false };
 /// Where its state is.
 pub(crate) const STATE: &str = "/tmp/own/state";
 
-/// A socket that the broker may connect anew: [`held::SOCKET`].
-const SYSLOG: Reconnects = Reconnects::new(23, "/dev/log");
-
-/// A rule for regular files.
-pub(crate) fn rule(path: &str, rights: Rights) -> FileRule {
-    FileRule { path: path.into(), rights, except: Vec::new(), optional: false, types: Types::REGULAR }
-}
-
-pub(crate) fn opener(rules: Vec<FileRule>) -> Role {
-    Role::Opener(OpenerPart { rules, create_mode: 0o600 })
-}
-
 impl Role {
-    /// An opener with a rule for nothing of the stage.
-    pub(crate) fn opener() -> Self {
-        opener(vec![rule("/bin", Rights::READ)])
-    }
-
-    /// A broker with every act that a policy can need.
-    pub(crate) fn broker() -> Self {
-        Self::Broker(BrokerNeeds {
-            freeze: true,
-            signals: vec![libc::SIGUSR1, 38],
-            reboots: Vec::new(),
-            listens: Some(Listens::Unix),
-            reconnects: vec![SYSLOG],
-            log: Some(APPENDS),
-        })
-    }
-
-    /// A broker that shuts down through the kernel.
-    pub(crate) fn rebooting_broker() -> Self {
-        Self::Broker(BrokerNeeds {
-            freeze: false,
-            signals: Vec::new(),
-            reboots: vec![libc::LINUX_REBOOT_CMD_POWER_OFF, libc::LINUX_REBOOT_CMD_RESTART],
-            listens: None,
-            reconnects: Vec::new(),
-            log: Some(APPENDS),
-        })
-    }
-
-    /// A broker on a port, of a policy without freeze and shutdown.
-    pub(crate) fn idle_broker() -> Self {
-        Self::Broker(BrokerNeeds { log: Some(APPENDS), ..BrokerNeeds::default() })
-    }
-
-    /// One that rotates its log and waits for the disk.
-    pub(crate) fn rotating_broker() -> Self {
-        let log = Some(LogNeeds { rotate: true, sync: true, ..APPENDS });
-        Self::Broker(BrokerNeeds { log, ..BrokerNeeds::default() })
-    }
-
-    /// Its filter, as this process would get it.
-    pub(crate) fn filter(&self) -> Vec<Rule> {
-        match self {
-            Self::None => Vec::new(),
-            Self::Worker => filters::worker(&worker_part()),
-            Self::Opener(part) => filters::opener(part),
-            Self::Spawner => filters::spawner(),
-            Self::Broker(needs) => filters::broker(needs),
-        }
-    }
-
     /// Sets the stage and takes the role.
     pub(crate) fn prepare(&self) {
         set_stage();
+        set_ground();
         hold();
         self.confine();
     }
 
-    fn confine(&self) {
+    /// Takes the role, without the stage.
+    pub(crate) fn confine(&self) {
         let place = |descriptor: OwnedFd| keep(descriptor, 4);
         let account = Identity { uid: ACCOUNT, gid: ACCOUNT, groups: List::default() };
         let become_account = || identity::become_account(&account).expect("the account");
@@ -127,10 +48,10 @@ impl Role {
                     caps::clear(None, set).expect("no capability");
                 }
             }
-            Self::Worker => {
+            Self::Worker(part) => {
                 become_account();
                 place(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("epoll").0);
-                confine::worker(&worker_part()).expect("a worker's confinement");
+                confine::worker(part).expect("a worker's confinement");
             }
             Self::Opener(part) => {
                 become_account();
@@ -144,12 +65,10 @@ impl Role {
                 confine::spawner(Some(&account), executable).expect("a spawner's confinement");
             }
             Self::Broker(needs) => {
-                for directory in [LOG, STATE] {
-                    fs::create_dir_all(directory).expect("a directory of the broker's");
-                    chown(directory, Some(ACCOUNT), Some(ACCOUNT)).expect("its owner");
+                for (path, number) in [(LOG, held::LOG), (STATE, held::STATE)] {
+                    let directory = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path);
+                    keep(directory.expect("a directory of the broker's").into(), number);
                 }
-                let directory = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(LOG);
-                keep(directory.expect("the log's directory").into(), held::LOG);
                 let plan = BrokerPlan {
                     filter: needs.clone(),
                     log: Some(look(LOG)),
@@ -171,12 +90,16 @@ impl Role {
     }
 }
 
-fn worker_part() -> WorkerPart {
-    WorkerPart { commands: Command::all().collect(), limits: Limits::default() }
-}
-
 fn look(path: &str) -> OwnedFd {
     nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Permission::empty()).expect(path)
+}
+
+/// The directories that a broker's confinement needs.
+pub(crate) fn set_ground() {
+    for directory in [LOG, STATE] {
+        fs::create_dir_all(directory).expect("a directory of the broker's");
+        chown(directory, Some(ACCOUNT), Some(ACCOUNT)).expect("its owner");
+    }
 }
 
 /// Files that the account may do anything with, as they were before the last

@@ -181,6 +181,7 @@ pub(crate) fn spawner_report() -> impl Strategy<Value = SpawnerReport> {
             signal,
             status
         }),
+        text().prop_map(|message| SpawnerReport::Panicked { message }),
     ]
 }
 

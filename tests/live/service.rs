@@ -261,6 +261,8 @@ fn the_units_capabilities_are_enough_and_none_too_many() {
         home.launch = ["--role", "bounded", &kept.join(" "), BINARY, "run"].map(str::to_owned).to_vec();
         home
     };
+    // An init that takes signals, which is what CAP_KILL is for.
+    fs::create_dir_all("/run/systemd/system").expect("the mark of systemd");
     let home = home_with(&set);
     let agent = home.start(&policy());
     let mut host = agent.connect();

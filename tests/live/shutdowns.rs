@@ -135,6 +135,7 @@ fn sysvinit_gets_its_requests() {
     for (mode, requests) in wanted {
         let facts = heard(Kind::Sysvinit, &["init", ALL, mode]);
         assert_eq!(facts[..requests.len()], requests);
+        assert_eq!(facts[requests.len()], "CapEff 0000000000000000", "its FIFO is open, and no signal is sent");
         assert_eq!(facts[requests.len() + 1], "guest-shutdown asked");
     }
 }

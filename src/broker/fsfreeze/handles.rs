@@ -8,7 +8,7 @@
 //! never while filesystems are frozen (opening is not allowed then), for
 //! reserving may wait for the thaw.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use super::remember::{Error, decimal};
 use super::state;
@@ -40,6 +40,12 @@ impl Handles {
             Some(content) => parse(&content).ok_or(Error::Malformed { name: FILE, line: 1 })?,
         };
         Ok(Self { dir, next, reserved: next })
+    }
+
+    /// The state directory's number, for the filter.
+    #[must_use]
+    pub fn directory(&self) -> RawFd {
+        self.dir.as_raw_fd()
     }
 
     /// A number that was never given before.

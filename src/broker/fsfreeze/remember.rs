@@ -21,7 +21,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -99,6 +99,12 @@ impl Memory {
     pub fn new(dir: OwnedFd) -> Result<Self, Error> {
         let boot = fs::read_to_string(BOOT_ID).map_err(|source| Error::BootId { source })?;
         Ok(Self { dir, boot: boot.trim_ascii().to_owned() })
+    }
+
+    /// The state directory's number, for the filter.
+    #[must_use]
+    pub fn directory(&self) -> RawFd {
+        self.dir.as_raw_fd()
     }
 
     /// The freeze that an earlier run left, if there is one. Only reads, so it

@@ -123,6 +123,10 @@ impl Broker {
                     let end = signal.map_or(End::Exited(status), End::Signalled);
                     self.child_died(id, end)?;
                 }
+                // Its end follows, and with it ours.
+                Ok(SpawnerReport::Panicked { message }) => {
+                    self.say(Level::Error, &format!("spawner: {}", message.to_text()));
+                }
                 Ok(SpawnerReport::Ready { .. } | SpawnerReport::Unconfined { .. })
                 | Err(ReceiveError::Malformed(_)) => {
                     return Err(Fatal::Spawner("spoke nonsense"));

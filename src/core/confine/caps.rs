@@ -6,27 +6,45 @@ use super::ConfineError;
 use crate::catalogue::Act;
 use crate::policy::{Policy, ShutdownMethod};
 
-/// The broker's capabilities under `policy`. `init_known` says whether the
-/// guest's init is one that postern can ask; it matters for
-/// `shutdown.method = "auto"` only.
+/// How the guest's init takes a wish to shut down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// By a signal to PID 1.
+    BySignal,
+    /// By a FIFO, which the broker holds open.
+    ByFifo,
+    /// In no way that postern knows.
+    InNoWay,
+}
+
+impl Asked {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::BySignal, Self::ByFifo, Self::InNoWay];
+}
+
+/// The broker's capabilities under `policy`, in a guest whose init is `asked`
+/// so; that matters for shutting down only.
 ///
 /// | act | capability | why |
 /// |---|---|---|
 /// | freeze, thaw | `CAP_SYS_ADMIN` | `FIFREEZE`, `FITHAW` |
 /// | freeze, thaw | `CAP_DAC_READ_SEARCH` | opening mountpoints that are closed to others |
-/// | shutdown through init | `CAP_KILL` | signalling PID 1 |
+/// | shutdown by a signal to init | `CAP_KILL` | signalling PID 1 |
+/// | shutdown by init's FIFO | none | it is open |
 /// | shutdown by the kernel | `CAP_SYS_BOOT` | `reboot(2)` |
 #[must_use]
-pub fn broker(policy: &Policy, init_known: bool) -> Vec<Capability> {
+pub fn broker(policy: &Policy, asked: Asked) -> Vec<Capability> {
     let mut needed = Vec::new();
     if policy.needs(Act::Freeze) || policy.needs(Act::Thaw) {
         needed.extend([Capability::CAP_DAC_READ_SEARCH, Capability::CAP_SYS_ADMIN]);
     }
     if policy.needs(Act::Shutdown) {
-        needed.push(match policy.shutdown.method {
-            ShutdownMethod::Kernel => Capability::CAP_SYS_BOOT,
-            ShutdownMethod::Auto if !init_known => Capability::CAP_SYS_BOOT,
-            ShutdownMethod::Init | ShutdownMethod::Auto => Capability::CAP_KILL,
+        needed.extend(match (policy.shutdown.method, asked) {
+            (ShutdownMethod::Kernel, _) | (ShutdownMethod::Auto, Asked::InNoWay) => Some(Capability::CAP_SYS_BOOT),
+            (ShutdownMethod::Init | ShutdownMethod::Auto, Asked::BySignal) => Some(Capability::CAP_KILL),
+            (ShutdownMethod::Init | ShutdownMethod::Auto, Asked::ByFifo) | (ShutdownMethod::Init, Asked::InNoWay) => {
+                None
+            }
         });
     }
     needed

@@ -239,7 +239,24 @@ pub fn spawner() -> Vec<Rule> {
     #[cfg(target_arch = "x86_64")]
     rules.push(permit!(dup2, "a child's descriptors"));
     rules.extend(birth());
-    rules
+    once(rules)
+}
+
+/// The same calls, each named once if any of its rules has no condition: beside
+/// that one the others say nothing.
+fn once(rules: Vec<Rule>) -> Vec<Rule> {
+    let mut kept: Vec<Rule> = Vec::new();
+    for rule in rules.iter().filter(|rule| rule.when.is_empty()) {
+        if kept.iter().all(|other| other.number != rule.number) {
+            kept.push(rule.clone());
+        }
+    }
+    for rule in rules.into_iter().filter(|rule| !rule.when.is_empty()) {
+        if kept.iter().all(|other| other.number != rule.number || !(other.when.is_empty() || other.when == rule.when)) {
+            kept.push(rule);
+        }
+    }
+    kept
 }
 
 /// From exec to a child's own filter: the C library, the standard library, and

@@ -186,7 +186,7 @@ pub struct BrokerPlan {
     pub filter: filters::BrokerNeeds,
     /// Directory of the audit log.
     pub log: Option<OwnedFd>,
-    /// Directory of the state files.
+    /// Directory of the state files, if it ever writes one.
     pub state: Option<OwnedFd>,
     /// Root directory: every directory beneath may be opened, if it freezes.
     pub root: Option<OwnedFd>,

@@ -7,6 +7,7 @@
 pub mod descriptors;
 pub mod fs;
 pub mod init;
+pub mod last_words;
 pub mod listing;
 pub mod process;
 pub mod terminal;

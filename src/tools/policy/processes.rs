@@ -6,9 +6,11 @@
 
 use std::fmt;
 
-use postern_core::catalogue::Act;
+use ::caps::Capability;
+use postern_core::catalogue::{Act, Command};
+use postern_core::confine::caps::{self, Asked};
 use postern_core::confine::filters::{self, BrokerNeeds, Listens, LogNeeds};
-use postern_core::confine::{caps, seccomp};
+use postern_core::confine::seccomp;
 use postern_core::policy::{Account, Channel, Policy, ShutdownMethod};
 use serde::Serialize;
 
@@ -63,7 +65,8 @@ pub(super) fn of(policy: &Policy) -> Vec<Process> {
             account: account(&policy.identities.broker),
             groups: Vec::new(),
             capabilities: capabilities(policy),
-            landlock: filters::broker_leaves(policy.needs(Act::Freeze), policy.audit.rotate_bytes.is_some()).to_owned(),
+            landlock: filters::broker_leaves(freezes(policy), policy.audit.rotate_bytes.is_some(), remembers(policy))
+                .to_owned(),
             calls: broker_calls(policy),
         },
         child("spawner", "executes its own file".to_owned(), &filters::spawner()),
@@ -72,17 +75,32 @@ pub(super) fn of(policy: &Policy) -> Vec<Process> {
     ]
 }
 
-/// The broker's capabilities. With method `auto`, which one shutdown takes is
-/// known when postern starts.
+/// The broker's capabilities. Which one shutdown takes is known when postern
+/// starts: they are told as for an init that takes signals, with what is other
+/// for others.
 fn capabilities(policy: &Policy) -> Vec<String> {
-    let (known, unknown) = (caps::broker(policy, true), caps::broker(policy, false));
-    let both = known.iter().zip(&unknown);
-    both.map(
-        |(known, unknown)| {
-            if known == unknown { known.to_string() } else { format!("{known} ({unknown} where init is unknown)") }
-        },
-    )
-    .collect()
+    let by = |asked| caps::broker(policy, asked);
+    let usual = by(Asked::BySignal);
+    let others = [(Asked::ByFifo, "where init takes requests by a FIFO"), (Asked::InNoWay, "where init is unknown")];
+    let told = |needed: &Capability| {
+        let instead = others.iter().filter(|(asked, _)| !by(*asked).contains(needed)).map(|(asked, when)| {
+            let other = by(*asked).into_iter().find(|other| !usual.contains(other));
+            format!("{} {when}", other.map_or_else(|| "none".to_owned(), |other| other.to_string()))
+        });
+        let instead: Vec<String> = instead.collect();
+        if instead.is_empty() { needed.to_string() } else { format!("{needed} ({})", instead.join(", ")) }
+    };
+    usual.iter().map(told).collect()
+}
+
+fn freezes(policy: &Policy) -> bool {
+    policy.needs(Act::Freeze) || policy.needs(Act::Thaw)
+}
+
+/// Whether the broker writes state files: of what is frozen, of the numbers that
+/// it gave to files.
+fn remembers(policy: &Policy) -> bool {
+    freezes(policy) || policy.commands.contains(Command::FileOpen)
 }
 
 fn calls(rules: &[seccomp::Rule]) -> Vec<Call> {
@@ -99,13 +117,14 @@ fn calls(rules: &[seccomp::Rule]) -> Vec<Call> {
 /// rules are named here without their values.
 fn broker_calls(policy: &Policy) -> Vec<Call> {
     let needs = BrokerNeeds {
-        freeze: policy.needs(Act::Freeze) || policy.needs(Act::Thaw),
+        freeze: freezes(policy),
         listens: match policy.channel {
             Channel::VirtioSerial(_) | Channel::IsaSerial(_) => None,
             Channel::UnixListen(_) => Some(Listens::Unix),
             Channel::VsockListen(_) => Some(Listens::Vsock),
         },
         log: Some(LogNeeds::new(&policy.audit, 0)),
+        state: if remembers(policy) { vec![0] } else { Vec::new() },
         ..BrokerNeeds::default()
     };
     let mut calls = calls(&filters::broker(&needs));

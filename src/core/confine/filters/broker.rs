@@ -27,6 +27,9 @@ pub struct BrokerNeeds {
     pub reconnects: Vec<Reconnects>,
     /// What its log takes besides appending; a broker has one.
     pub log: Option<LogNeeds>,
+    /// Descriptors of the state directory, each the same for the broker's whole
+    /// life, in which it replaces and removes state files.
+    pub state: Vec<RawFd>,
 }
 
 /// A datagram socket that may be connected anew, to the name that it had.
@@ -69,14 +72,19 @@ impl LogNeeds {
 }
 
 /// In words, what the broker's Landlock domain leaves it: whether it lists
-/// directories, in order to freeze, and whether it rotates its log.
+/// directories, in order to freeze, whether it rotates its log, and whether it
+/// writes state files.
 #[must_use]
-pub const fn broker_leaves(lists: bool, rotates: bool) -> &'static str {
-    match (lists, rotates) {
-        (true, false) => "lists directories; its log and state",
-        (false, false) => "its log and state",
-        (true, true) => "lists directories; its log, whose files it renames and removes, and state",
-        (false, true) => "its log, whose files it renames and removes, and state",
+pub const fn broker_leaves(lists: bool, rotates: bool, remembers: bool) -> &'static str {
+    match (lists, rotates, remembers) {
+        (true, false, true) => "lists directories; its log and state",
+        (true, false, false) => "lists directories; its log",
+        (true, true, true) => "lists directories; its log, whose files it renames and removes, and state",
+        (true, true, false) => "lists directories; its log, whose files it renames and removes",
+        (false, false, true) => "its log and state",
+        (false, false, false) => "its log",
+        (false, true, true) => "its log, whose files it renames and removes, and state",
+        (false, true, false) => "its log, whose files it renames and removes",
     }
 }
 
@@ -96,6 +104,7 @@ pub fn broker(needs: &BrokerNeeds) -> Vec<Rule> {
     rules.extend(always());
     rules.extend(meeting(needs));
     rules.extend(needs.log.into_iter().flat_map(logging));
+    rules.extend(needs.state.iter().copied().flat_map(remembering));
     rules.extend(acting(needs));
     rules
 }
@@ -132,23 +141,16 @@ fn always() -> Vec<Rule> {
         permit!(
             openat,
             [When::Is(2, flags(OPEN_DIRECTORY))],
-            "mountpoints, log and state directory: Landlock lets it list, no more"
+            "mountpoints, the log's directory: Landlock lets it list, no more"
         ),
-        permit!(
-            openat,
-            [When::Is(2, flags(OPEN_OWN))],
-            "its log's last record, its state files: Landlock lets it read no other"
-        ),
+        permit!(openat, [When::Is(2, flags(OPEN_OWN))], "its log's last record: Landlock lets it read no other file"),
         permit!(
             openat,
             [When::Is(2, flags(OPEN_LOG)), When::Is(3, 0o600)],
             "its log after a rotation, only ever at its end"
         ),
-        permit!(openat, [When::Is(2, flags(CREATE_STATE)), When::Is(3, 0o600)], "its state files, only ever new"),
         permit!(fstat, "whose a file is"),
         permit!(statx, "which mount a descriptor is on; whether an unplugged port is back"),
-        permit!(renameat, "replacing a state file"),
-        permit!(unlinkat, "removing a state file"),
         #[cfg(target_arch = "x86_64")]
         permit!(poll, "waiting"),
     ]
@@ -202,10 +204,28 @@ fn acting(needs: &BrokerNeeds) -> Vec<Rule> {
     rules
 }
 
+/// What state files take, in the directory that has this number.
+fn remembering(directory: RawFd) -> Vec<Rule> {
+    let directory = int(directory);
+    vec![
+        permit!(
+            openat,
+            [When::Is(0, directory), When::Is(2, flags(CREATE_STATE)), When::Is(3, 0o600)],
+            "its state files, only ever new"
+        ),
+        permit!(renameat, [When::Is(0, directory), When::Is(2, directory)], "replacing a state file"),
+        permit!(
+            unlinkat,
+            [When::Is(0, directory), When::Is(2, 0)],
+            "removing a state file that is no longer true, or that a killed run left unfinished"
+        ),
+    ]
+}
+
 /// What a log takes besides appending. Its directory has a number, so that the
 /// broker's own mistakes reach no other; what holds a fallen broker, which can
-/// put another directory under that number, is Landlock. So it is with removing,
-/// which state files need in another directory: this rule only says what for.
+/// put another directory under that number, is Landlock. So it is with the state
+/// directory's.
 fn logging(needs: LogNeeds) -> Vec<Rule> {
     let directory = int(needs.directory);
     let mut rules = vec![
@@ -223,7 +243,11 @@ fn logging(needs: LogNeeds) -> Vec<Rule> {
                 [When::Is(0, directory), When::Is(2, directory), When::Is(4, libc::RENAME_NOREPLACE)],
                 "setting a full log aside under a new name, over no other file"
             ),
-            permit!(unlinkat, [When::Is(0, directory)], "removing rotated logs that are older than the policy keeps"),
+            permit!(
+                unlinkat,
+                [When::Is(0, directory), When::Is(2, 0)],
+                "removing rotated logs that are older than the policy keeps"
+            ),
         ]);
     }
     if needs.sync {
