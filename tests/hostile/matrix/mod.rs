@@ -37,6 +37,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("matrix_every_frame_in_every_state", play::every_frame_in_every_state),
     ("matrix_floods_stay_within_bounds", floods::floods_stay_within_bounds),
     ("matrix_an_end_at_every_point", points::an_end_at_every_point),
+    ("matrix_frames_while_postern_stops", points::frames_while_postern_stops),
+    ("matrix_a_lie_about_the_sender_is_the_kernels_to_refuse", points::a_lie_about_the_sender),
 ];
 
 /// Whether all types are tried alike.

@@ -70,6 +70,8 @@ pub(super) enum Due {
 pub(super) struct Known {
     /// Handles that the broker has for it.
     pub(super) handles: BTreeSet<u64>,
+    /// postern was told to stop.
+    pub(super) stopping: bool,
 }
 
 pub(super) fn due(state: State, bytes: &[u8], descriptors: usize, known: &Known) -> Due {
@@ -103,7 +105,7 @@ fn due_to(state: State, ask: &Ask, known: &Known) -> Due {
         Ask::Open { .. } if state.is_frozen() => Due::NoFile(Errno::EBUSY),
         Ask::Open { path, mode } if may(path.as_path(), *mode) => Due::Open(*mode),
         Ask::Open { .. } => Due::NoFile(Errno::EACCES),
-        Ask::Freeze { .. } if state.is_frozen() => Due::Refusal,
+        Ask::Freeze { .. } if state.is_frozen() || known.stopping => Due::Refusal,
         Ask::Freeze { .. } => Due::Freeze,
         Ask::Thaw {} => Due::Thaw,
         Ask::Status {} => Due::Answer(status(state)),

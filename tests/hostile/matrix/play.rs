@@ -47,6 +47,7 @@ pub(super) struct Play<'a> {
     pub(super) resident: u64,
     pub(super) own: u64,
     held_before: usize,
+    by_hand: bool,
 }
 
 impl<'a> Play<'a> {
@@ -67,6 +68,7 @@ impl<'a> Play<'a> {
             resident: 0,
             own: 0,
             held_before: 0,
+            by_hand: false,
         };
         // The first is confined, so that the next that is not costs no more.
         play.live();
@@ -87,7 +89,7 @@ impl<'a> Play<'a> {
     }
 
     /// The worker that is there, or the next.
-    fn live(&mut self) -> &mut Life {
+    pub(super) fn live(&mut self) -> &mut Life {
         if self.life.is_none() {
             self.known.handles.clear();
             // Those of lives that have ended; one that is under way has no answer.
@@ -104,7 +106,7 @@ impl<'a> Play<'a> {
     }
 
     /// What the worker hears next for which `is` holds.
-    fn hear(&mut self, is: impl Fn(&Answer) -> bool) -> Option<(Answer, Option<OwnedFd>)> {
+    pub(super) fn hear(&mut self, is: impl Fn(&Answer) -> bool) -> Option<(Answer, Option<OwnedFd>)> {
         loop {
             match self.live().hear() {
                 Some((answer, file)) if is(&answer) => return Some((answer, file)),
@@ -269,6 +271,25 @@ impl<'a> Play<'a> {
         self.own = self.own.max(own);
     }
 
+    /// Lives that ended by frames that this play did not send by [`Self::frame`]
+    /// have no due end: what records tell of them is right.
+    pub(super) const fn expects_hostile(&mut self) {
+        self.by_hand = true;
+    }
+
+    /// Waits for the end of an agent that was told to stop.
+    pub(super) fn has_stopped(mut self) -> Vec<String> {
+        assert_eq!(self.agent.ended().code(), Some(0), "{}", self.agent.said());
+        self.look(b"at the end");
+        let asked = self.ground.asked_to_power_off();
+        if asked != self.asked {
+            self.odd.push(format!("{:?}: init was asked {asked} times, {} were due", self.state, self.asked));
+        }
+        self.odd.extend(self.ground.changed());
+        self.hold_records_against();
+        self.odd
+    }
+
     /// Ends the agent in order, by a real worker and a host, and looks at what is
     /// left.
     pub(super) fn end(mut self) -> Found {
@@ -332,7 +353,7 @@ impl<'a> Play<'a> {
                 self.odd.push(format!("{:?}: worker {id} ended by {cause:?}, which no record tells", self.state));
             }
         }
-        for (id, reason) in told {
+        for (id, reason) in told.into_iter().filter(|_| !self.by_hand) {
             self.odd.push(format!("{:?}: worker {id} was let go of: {reason}; nothing was due", self.state));
         }
     }

@@ -82,11 +82,6 @@ impl Life {
         send(self.pipe.as_fd().as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL).is_ok()
     }
 
-    /// As [`Self::raw`], without waiting for room.
-    pub(super) fn try_raw(&self, bytes: &[u8]) -> nix::Result<usize> {
-        send(self.pipe.as_fd().as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)
-    }
-
     /// Sends a frame with these descriptors beside it.
     pub(super) fn with(&self, bytes: &[u8], numbers: &[RawFd]) -> bool {
         let rights = [ControlMessage::ScmRights(numbers)];
