@@ -13,7 +13,7 @@ mod engine;
 mod handles;
 pub mod mounts;
 mod open;
-mod remember;
+pub mod remember;
 mod stacking;
 mod state;
 

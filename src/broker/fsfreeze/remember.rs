@@ -128,7 +128,9 @@ impl Memory {
     }
 }
 
-fn format(boot: &str, remembered: &Remembered) -> String {
+/// The file's text.
+#[must_use]
+pub fn format(boot: &str, remembered: &Remembered) -> String {
     let mut text = format!("{FIRST_LINE}\nboot {boot}\nsince {}\n", remembered.since.as_secs());
     for Filesystem { mount, device, mountpoint } in &remembered.filesystems {
         // Writing to a String does not fail.
@@ -137,8 +139,11 @@ fn format(boot: &str, remembered: &Remembered) -> String {
     text + "end\n"
 }
 
-/// Boot id and content, or the number of the first line that is wrong.
-fn parse(content: &[u8]) -> Result<(String, Remembered), usize> {
+/// Boot id and content of a file's text: the reverse of [`format()`].
+///
+/// # Errors
+/// The number of the first line that is wrong, or is missing; 1 is the first.
+pub fn parse(content: &[u8]) -> Result<(String, Remembered), usize> {
     let mut lines = content.split(|&byte| byte == b'\n').zip(1..);
     let mut value = |key: &str| {
         let (line, number) = lines.next().ok_or(1_usize)?;

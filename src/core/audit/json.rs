@@ -9,6 +9,8 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
+use crate::sys::terminal::is_harmful;
+
 /// A value of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value {
@@ -92,17 +94,6 @@ pub(super) fn string(out: &mut String, text: &str) {
         }
     }
     out.push('"');
-}
-
-/// Whether a character is written as escape although JSON would take it:
-/// controls (C0, DEL, C1), line and paragraph separators, and the marks that
-/// turn the direction of text, with which a name can look like another.
-/// All of them are in the basic plane, so four digits suffice.
-#[must_use]
-pub fn is_harmful(character: char) -> bool {
-    character.is_control()
-        || matches!(character,
-            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 /// Lower-case hexadecimal.

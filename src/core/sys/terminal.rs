@@ -1,4 +1,4 @@
-//! How wide a terminal is.
+//! How wide a terminal is, and what must never reach one.
 //!
 //! Trust: asks the kernel about a descriptor of our own.
 
@@ -16,4 +16,15 @@ pub fn columns(fd: impl AsFd) -> Option<usize> {
     // exclusive one for the length of the call.
     unsafe { ioctl::winsize(fd.as_fd().as_raw_fd(), &raw mut size) }.ok()?;
     (size.ws_col > 0).then_some(usize::from(size.ws_col))
+}
+
+/// Whether a character never leaves postern as it is:
+/// controls (C0, DEL, C1), line and paragraph separators, and the marks that
+/// turn the direction of text, with which a name can look like another.
+/// All of them are in the basic plane, so four digits suffice.
+#[must_use]
+pub fn is_harmful(character: char) -> bool {
+    character.is_control()
+        || matches!(character,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }

@@ -24,6 +24,7 @@ use show::Form;
 pub use anchors::{Against, Anchored, Contradiction, Doubt, verify_against};
 pub use filter::{Filter, Outcome};
 pub use head::head;
+pub use report::report;
 pub use show::{table, table_for};
 pub use verify::{Broken, Kind, Place, Problem, Verified, verify};
 

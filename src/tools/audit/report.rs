@@ -33,6 +33,16 @@ struct Page<'a> {
 
 /// Prints the report of `files` to stdout; whether the log is whole.
 pub(super) fn run(files: &[PathBuf], as_html: bool, top: usize) -> Result<bool, Problem> {
+    report(files, as_html, top, &mut BufWriter::new(io::stdout().lock()))
+}
+
+/// Writes the report of `files`, oldest first, with at most `top` rows in each
+/// table; whether the log is whole.
+///
+/// # Errors
+/// A file that cannot be read, or `out` that cannot be written. That nobody
+/// reads `out` any more is none.
+pub fn report(files: &[PathBuf], as_html: bool, top: usize, out: &mut dyn Write) -> Result<bool, Problem> {
     let files = lines::oldest_first(files);
     let mut gathered = Gathered::default();
     let verdict = match verify_and_see(&files, &mut |line| gathered.add(line)) {
@@ -41,8 +51,7 @@ pub(super) fn run(files: &[PathBuf], as_html: bool, top: usize) -> Result<bool, 
         Err(unreadable) => return Err(unreadable),
     };
     let page = Page { files: &files, verdict: &verdict, gathered: &gathered, top };
-    let mut out = BufWriter::new(io::stdout().lock());
-    let written = if as_html { html::write(&page, &mut out) } else { text::write(&page, &mut out) };
+    let written = if as_html { html::write(&page, out) } else { text::write(&page, out) };
     match written.and_then(|()| out.flush()) {
         Err(source) if source.kind() != io::ErrorKind::BrokenPipe => {
             Err(Problem::Unreadable { file: "stdout".into(), source })

@@ -34,23 +34,23 @@ impl KeyFile {
         let mut entries = Vec::new();
         let mut group = None;
         for (number, line) in (1..).zip(text.split('\n')) {
-            let line = line.trim_end_matches('\r').trim_start();
+            let line = line.trim_end_matches('\r').trim_ascii_start();
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
             if let Some(rest) = line.strip_prefix('[') {
-                let name = rest.trim_end().strip_suffix(']').filter(|name| is_group(name));
+                let name = rest.trim_end_matches([' ', '\t']).strip_suffix(']').filter(|name| is_group(name));
                 group = Some(name.ok_or_else(|| format!("line {number}: no group; write [general]"))?.to_owned());
                 continue;
             }
-            let (key, value) = line.split_once('=').map_or(("", ""), |(key, value)| (key.trim_end(), value));
+            let (key, value) = line.split_once('=').map_or(("", ""), |(key, value)| (key.trim_ascii_end(), value));
             if key.is_empty() {
                 return Err(format!("line {number}: neither a group, nor key=value, nor a comment with # in front"));
             }
             let Some(group) = &group else {
                 return Err(format!("line {number}: a value before the first group; write [general] above it"));
             };
-            entries.push(Entry { group: group.clone(), key: key.to_owned(), raw: value.trim_start().to_owned() });
+            entries.push(Entry { group: group.clone(), key: key.to_owned(), raw: value.trim_ascii_start().to_owned() });
         }
         Ok(Self { entries })
     }
@@ -95,7 +95,7 @@ impl Entry {
     /// # Errors
     /// Anything but `true`, `false`, `1` and `0`.
     pub fn flag(&self) -> Result<bool, String> {
-        match self.raw.trim_end() {
+        match self.raw.trim_ascii_end() {
             "true" | "1" => Ok(true),
             "false" | "0" => Ok(false),
             other => Err(format!("{}: '{other}' is neither true nor false", self.key)),
@@ -138,6 +138,14 @@ mod tests {
         assert_eq!((entry.key.as_str(), entry.text().unwrap().as_str()), ("path", "/a b "));
         assert_eq!(one("path=/a\r").text().unwrap(), "/a");
         assert_eq!(one("verbose=1 ").flag(), Ok(true));
+        // As stock 7.2: a form feed is a blank, what only Unicode or C calls so
+        // belongs to the value.
+        assert_eq!(one("path=\x0c/a").text().unwrap(), "/a");
+        assert_eq!(one("path=\x0b/a").text().unwrap(), "\x0b/a");
+        assert_eq!(one("path=\u{a0}/a").text().unwrap(), "\u{a0}/a");
+        assert_eq!(one("verbose=true\x0c").flag(), Ok(true));
+        assert!(one("verbose=true\x0b").flag().is_err());
+        assert!(KeyFile::parse("[general]\x0c\n").is_err());
         let file = KeyFile::parse("\n  # hi\n  [general]  \nverbose=0").unwrap();
         assert_eq!(file.entries[0].group, "general");
         assert_eq!(file.entries[0].flag(), Ok(false));

@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::{Source, keys};
+use crate::sys::terminal::is_harmful;
 
 /// What sort of mistake, for tests and for the schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,8 +134,8 @@ impl fmt::Display for Mistake {
         if let Some((text, width)) = &self.excerpt {
             // Of a long line, the part around the mistake.
             let skipped = if column > SHOWN / 2 { column - SHOWN / 4 } else { 0 };
-            let plain = |c: char| if c.is_control() && c != '\t' { '\u{fffd}' } else { c };
-            let shown: String = text.chars().skip(skipped).take(SHOWN).map(plain).collect();
+            let shown = text.chars().skip(skipped).take(SHOWN);
+            let shown: String = shown.map(|c| if c == '\t' { c } else { harmless(c) }).collect();
             let before = shown.chars().take(column - 1 - skipped);
             let pad: String = before.map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
             let width = (*width).clamp(1, SHOWN - (column - 1 - skipped));
@@ -237,8 +238,8 @@ impl Report {
             file: path.clone(),
             line: self.line(place),
             column: text[line_start..start].chars().count() + 1,
-            what,
-            help,
+            what: what.chars().map(harmless).collect(),
+            help: help.chars().map(harmless).collect(),
             excerpt,
         };
         self.mistakes.push((place.source, mistake));
@@ -273,9 +274,14 @@ fn floor(text: &str, index: usize) -> usize {
     (0..=index.min(text.len())).rev().find(|&index| text.is_char_boundary(index)).unwrap_or(0)
 }
 
+/// A character fit for a terminal.
+fn harmless(character: char) -> char {
+    if is_harmful(character) { char::REPLACEMENT_CHARACTER } else { character }
+}
+
 /// `text` in quotes, fit for a terminal.
 pub(super) fn quoted(text: &str) -> String {
-    let shown: String = text.chars().take(120).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    let shown: String = text.chars().take(120).map(harmless).collect();
     format!("'{shown}'")
 }
 
