@@ -75,6 +75,7 @@ struct Opening {
     sent: bool,
     /// Whether a fresh opener has had its try.
     again: bool,
+    /// When it was told, or else asked for.
     since: Instant,
 }
 

@@ -21,6 +21,8 @@ pub(crate) const NAME: &str = "file";
 #[derive(Debug, Default)]
 struct Shared {
     dead: AtomicBool,
+    /// Operation that it does not answer; 0 is none.
+    ignored: AtomicU32,
     quit: AtomicBool,
     /// Operation of the last request.
     last: AtomicU32,
@@ -64,6 +66,11 @@ impl Server {
         self.shared.dead.store(true, Ordering::SeqCst);
     }
 
+    /// From now on it answers no request of this operation.
+    pub(crate) fn ignore(&self, operation: u32) {
+        self.shared.ignored.store(operation, Ordering::SeqCst);
+    }
+
     /// Operation of the last request that it read.
     pub(crate) fn last(&self) -> u32 {
         self.shared.last.load(Ordering::SeqCst)
@@ -93,7 +100,7 @@ fn serve(mut device: File, shared: &Shared) {
         let number = |at: usize| u64::from_le_bytes(request[at..at + 8].try_into().expect("eight bytes"));
         let operation = u32::from_le_bytes(request[4..8].try_into().expect("four bytes"));
         shared.last.store(operation, Ordering::SeqCst);
-        if shared.dead.load(Ordering::SeqCst) {
+        if shared.dead.load(Ordering::SeqCst) || shared.ignored.load(Ordering::SeqCst) == operation {
             continue;
         }
         let answer = answer(operation, number(16), &request[40..], shared);

@@ -13,15 +13,15 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
 use postern_core::messages::BIRTH_LIMIT;
 
-use super::Broker;
+use super::{Broker, Opening};
 use crate::family::Child;
 use crate::fsfreeze::Why;
 use crate::launch::Fatal;
 use crate::say::Level;
 
-/// How long an open may take before the opener is given up: a dead network
-/// filesystem in a path of the policy.
-const OPEN_LIMIT: Duration = Duration::from_secs(20);
+/// How long an open waits for an opener. How long that one may take is the policy's
+/// `limits.hang`: a dead network filesystem in a path of the policy.
+const OPENER_LIMIT: Duration = Duration::from_secs(20);
 /// How long a worker may take to count and end when postern stops.
 pub(super) const FAREWELL: Duration = Duration::from_secs(2);
 /// While something is frozen, how often the clock that goes on in a sleeping
@@ -29,7 +29,7 @@ pub(super) const FAREWELL: Duration = Duration::from_secs(2);
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 // An open waits for an opener that is being born.
-const _: () = assert!(BIRTH_LIMIT.as_secs() < OPEN_LIMIT.as_secs());
+const _: () = assert!(BIRTH_LIMIT.as_secs() < OPENER_LIMIT.as_secs());
 
 /// What poll told of.
 #[derive(Default)]
@@ -98,7 +98,7 @@ impl Broker {
 
     /// When something is due next.
     fn next_deadline(&self) -> Option<Instant> {
-        let opening = self.opening.as_ref().map(|opening| opening.since + OPEN_LIMIT);
+        let opening = self.open_given_up_at();
         let births = [self.opener_due(), self.worker_due()];
         let now = Instant::now();
         // Asked anew after each wait, none of which is longer.
@@ -110,6 +110,12 @@ impl Broker {
         let head = self.parts.heads.next();
         let times = [opening, thaw, farewell, worker, opener, self.next_question(), watchdog, head];
         births.into_iter().chain(times).flatten().min()
+    }
+
+    /// When the open under way has taken too long.
+    fn open_given_up_at(&self) -> Option<Instant> {
+        let limit = |opening: &Opening| if opening.sent { self.parts.policy.hang } else { OPENER_LIMIT };
+        self.opening.as_ref().map(|opening| opening.since + limit(opening))
     }
 
     /// When to thaw by ourselves what is frozen too long; `now` if it is time.
@@ -124,7 +130,7 @@ impl Broker {
     /// Does what is due.
     pub(super) fn keep_time(&mut self) {
         let now = Instant::now();
-        if self.opening.as_ref().is_some_and(|opening| now >= opening.since + OPEN_LIMIT) {
+        if self.open_given_up_at().is_some_and(|until| now >= until) {
             self.say(Level::Error, "an open took too long; replacing the opener");
             self.lose_opener();
         }

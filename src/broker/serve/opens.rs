@@ -168,7 +168,7 @@ impl Broker {
     fn tell_opener(&mut self) {
         let Some(opener) = self.opener.as_ref().filter(|opener| opener.ready) else { return };
         let Some(opening) = self.opening.as_mut().filter(|opening| !opening.sent) else { return };
-        opening.sent = true;
+        (opening.sent, opening.since) = (true, Instant::now());
         let order = OpenerOrder::Open { id: opening.id, path: opening.path.clone(), mode: opening.mode };
         if opener.pipe.send(&order, None).is_err() {
             self.lose_opener();

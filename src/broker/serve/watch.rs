@@ -51,7 +51,7 @@ impl Broker {
     /// When it is asked next, or replaced.
     pub(super) fn next_question(&self) -> Option<Instant> {
         let worker = self.worker.as_ref().filter(|_| !self.files.is_empty());
-        self.watch.since.filter(|_| worker.is_some()).map(|since| since + self.parts.policy.hang / QUESTIONS)
+        self.watch.since.filter(|_| worker.is_some()).map(|since| since + self.parts.policy.hang / (QUESTIONS + 1))
     }
 
     /// Asks a silent worker, or gives it up.

@@ -317,9 +317,9 @@ pub static KEYS: [Key; 36] = [
         "hang",
         Type::Duration { min: 3, max: 3600 },
         "\"2m\"",
-        "How long one operation on an open file may hang, for a server of a network filesystem or for a disk that \
-         somebody else froze. Then the worker is replaced and with it all handles, so that the host is answered again, \
-         above all when it thaws.",
+        "How long one operation on a file may hang, for a server of a network filesystem or for a disk that somebody \
+         else froze. Then an open fails, or else the worker is replaced and with it all handles, so that the host is \
+         answered again, above all when it thaws.",
     )
     .default("\"30s\""),
     Key::new(
