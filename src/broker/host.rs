@@ -347,7 +347,7 @@ fn is_open_to_all(listener: &UnixListener) -> bool {
     let address = listener.local_addr().ok();
     let path = address.as_ref().and_then(|address| address.as_pathname());
     // One whose name is gone can't be found by anybody.
-    path.map_or(true, |path| fs::symlink_metadata(path).is_ok_and(|found| found.permissions().mode() & 0o002 != 0))
+    path.is_none_or(|path| fs::symlink_metadata(path).is_ok_and(|found| found.permissions().mode() & 0o002 != 0))
 }
 
 /// Opens a device node, if it is one.

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::account::{ATTACKER, WORKS, as_user, attacker, enter_user_namespace, give, mode, word};
 use super::races::home;
 use super::raw::{call, words};
-use crate::support::agent::{Agent, Home, Host, eventually};
+use crate::support::agent::{Agent, Home, Host, LIVELY, eventually};
 use crate::support::process::Peer;
 use crate::support::runner::{Role, Test};
 
@@ -136,14 +136,19 @@ fn own_file(home: &Home, name: &str) -> PathBuf {
     path
 }
 
-/// Whether a process waits: it has nothing to say for so long.
+/// Whether a process waits for something but its next line: it sleeps for a
+/// while, and does not end.
 fn waits(peer: &mut Peer) -> bool {
-    let status = || fs::read_to_string(format!("/proc/{}/wchan", peer.child.id())).unwrap_or_default();
-    (0..30).all(|_| {
+    let read = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", peer.child.id())).unwrap_or_default();
+    let started = Instant::now();
+    let mut asleep = 0;
+    while asleep < 20 && started.elapsed() < LIVELY && !read("stat").contains(") Z ") {
         sleep(Duration::from_millis(10));
-        let wchan = status();
-        !wchan.is_empty() && wchan != "0" && !wchan.contains("pipe")
-    })
+        let wchan = read("wchan");
+        let waits = !wchan.is_empty() && wchan != "0" && !wchan.contains("pipe");
+        asleep = if waits { asleep + 1 } else { 0 };
+    }
+    asleep == 20
 }
 
 /// An agent that still answers, opens and reads; nobody in it died.
