@@ -55,6 +55,7 @@ fn look(path: &Path) -> Look {
 fn sample_world() -> World {
     World {
         wants_accounts: true,
+        confined: false,
         euid: 0,
         here: true,
         passwd: "root:x:0:0::/:/bin/sh\npostern:x:990:990::/:/bin/false\npostern-broker:x:991:991::/:/bin/false\n"

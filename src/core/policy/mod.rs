@@ -2,10 +2,12 @@
 //!
 //! `written` reads the files and reports every mistake with its place;
 //! this file holds the checked form; [`rules`] answers questions about paths;
-//! [`parts`] cuts out what worker and opener need to know, and no more.
+//! [`parts`] cuts out what worker and opener need to know, and no more;
+//! [`compare`] says what one policy allows more or less than another.
 //!
 //! Trust: policy files are trusted once their owner and mode were checked.
 
+pub mod compare;
 mod narrow;
 pub mod parts;
 pub mod rules;
@@ -16,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::catalogue::{Act, CommandSet};
+pub use narrow::Narrowing;
 use rules::FileRule;
 
 /// A checked policy. Everything in it is in range and canonical.

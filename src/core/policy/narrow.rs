@@ -16,6 +16,31 @@ use super::Policy;
 use super::rules::is_canonical;
 use crate::catalogue::{Command, CommandSet};
 
+/// What a start in stock's place takes away, kept so that a policy that is read
+/// again is narrowed again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Narrowing {
+    /// Commands that may stay, of those that the policy allows; `None`: all.
+    pub keep: Option<CommandSet>,
+    /// Where the state directory is, if not where the policy says.
+    pub state: Option<PathBuf>,
+}
+
+impl Narrowing {
+    /// Does both; see [`Policy::narrow`] and [`Policy::move_state`]. Returns what
+    /// [`Policy::narrow`] does.
+    ///
+    /// # Errors
+    /// As [`Policy::move_state`].
+    pub fn apply(&self, policy: &mut Policy) -> Result<CommandSet, String> {
+        let lost = self.keep.map_or(CommandSet::EMPTY, |keep| policy.narrow(keep));
+        if let Some(directory) = &self.state {
+            policy.move_state(directory)?;
+        }
+        Ok(lost)
+    }
+}
+
 impl Policy {
     /// SHA-256 of the policy as it holds, with everything that files, drop-ins,
     /// defaults, narrowing and the look-up of accounts have made of it, and

@@ -7,9 +7,11 @@
 //!
 //! Trust: a file's content is trusted once its owner, mode and directories
 //! were checked; before that nothing of it is read. The host has no hand in any
-//! of this. Called at start and by `postern policy`; nothing here runs confined.
+//! of this. Called at start and by `postern policy`; [`kept`] alone also by a
+//! confined broker.
 
 mod check;
+mod kept;
 pub mod keys;
 mod mistake;
 mod paths;
@@ -26,8 +28,9 @@ use sha2::{Digest, Sha256};
 
 use super::Policy;
 pub use check::{Reason, Ruling, Where, Why};
+pub use kept::{Kept, Origin};
 pub use mistake::{Kind, Mistake, PolicyError};
-pub use source::{DEFAULT_PATH, DROP_IN_DIRECTORIES, MAX_SOURCE};
+pub use source::{DEFAULT_PATH, DROP_IN_DIRECTORIES, MAX_SOURCE, OPEN_SOURCE, Places};
 pub use world::{Look, World};
 
 /// One policy file as it was read.
@@ -59,7 +62,17 @@ pub struct Loaded {
 /// Every mistake of every file, at once.
 pub fn load(path: Option<&Path>, world: &World) -> Result<Loaded, PolicyError> {
     let mut report = mistake::Report::new();
-    let own = source::find(path, world, &mut report);
+    let own = match Places::of(path) {
+        Ok(places) => {
+            source::find(&places, &source::Walk, world, &mut report);
+            places.own()
+        }
+        Err(error) => {
+            let file = path.map_or_else(PathBuf::new, Path::to_path_buf);
+            report.outside(Kind::Unreadable, false, file, error.to_string(), "start from a directory that exists");
+            Vec::new()
+        }
+    };
     finish(report, world, &own)
 }
 

@@ -135,6 +135,7 @@ fn exceptions(rule: &FileRule, excepts: &[At<Value>], world: &World, report: &mu
             let what = format!("{} does not lie beneath {}", path.display(), rule.path.display());
             report.error(Kind::ExceptOutside, item.place, what, "name a path beneath the rule's, or leave it out");
         } else if world.here
+            && !world.confined
             && let Look::There { resolved, .. } = (world.look)(path)
         {
             through_link(path, &resolved, item.place, report);
@@ -152,7 +153,7 @@ fn through_link(path: &Path, resolved: &Path, place: Place, report: &mut Report)
 
 /// What is there must fit the rule.
 fn stands(rule: &FileRule, place: Place, world: &World, report: &mut Report) {
-    if !world.here {
+    if !world.here || world.confined {
         return;
     }
     let path = rule.path.display();

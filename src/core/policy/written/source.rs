@@ -6,21 +6,25 @@
 //! same way, judged, and then read from the same descriptor: what was checked is
 //! what is read.
 //!
-//! Trust: none before the check. Called by `written::load` only.
+//! Trust: none before the check. Called by `written::load`, and by `kept` with a
+//! way of its own.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::sys::stat::{Mode, SFlag, fstat, makedev};
 
 use super::mistake::{Kind, Place, Report};
 use super::{Source, World};
+use crate::sys::listing;
 
 /// The installed policy.
 pub const DEFAULT_PATH: &str = "/etc/postern/policy.toml";
@@ -34,31 +38,95 @@ pub const DROP_IN_DIRECTORIES: [&str; 3] =
 /// path cannot fill the memory.
 pub const MAX_SOURCE: u64 = 1 << 20;
 
-/// Reads the main file and its drop-ins into the report, main file first, then
-/// drop-ins by name. Returns the policy's own places: files and directories.
-pub(super) fn find(path: Option<&Path>, world: &World, report: &mut Report) -> Vec<PathBuf> {
-    let main = match path.map(absolute) {
-        None => PathBuf::from(DEFAULT_PATH),
-        Some(Ok(main)) => main,
-        Some(Err(error)) => {
-            let file = path.map_or_else(PathBuf::new, Path::to_path_buf);
-            report.outside(Kind::Unreadable, false, file, error.to_string(), "start from a directory that exists");
-            return Vec::new();
+/// How the policy's files are opened. A confined broker's filter has the same.
+pub const OPEN_SOURCE: OFlag = OFlag::O_RDONLY
+    .union(OFlag::O_NOFOLLOW)
+    .union(OFlag::O_NONBLOCK)
+    .union(OFlag::O_NOCTTY)
+    .union(OFlag::O_CLOEXEC);
+
+/// Where a policy stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// Its main file: absolute, without `.` and `..`.
+    pub main: PathBuf,
+    /// Directories of its drop-ins, the strongest last.
+    pub drop_ins: Vec<PathBuf>,
+}
+
+impl Places {
+    /// Of the policy that is named so, or of the installed one.
+    ///
+    /// # Errors
+    /// `path` is relative, and the working directory is gone.
+    pub fn of(path: Option<&Path>) -> std::io::Result<Self> {
+        let Some(path) = path else {
+            return Ok(Self { main: DEFAULT_PATH.into(), drop_ins: DROP_IN_DIRECTORIES.map(PathBuf::from).into() });
+        };
+        let main = absolute(path)?;
+        Ok(Self { drop_ins: vec![main.with_extension("d")], main })
+    }
+
+    /// The policy's own places, which no rule may reach.
+    pub(super) fn own(&self) -> Vec<PathBuf> {
+        std::iter::once(&self.main).chain(&self.drop_ins).cloned().collect()
+    }
+}
+
+/// A directory of the policy, to open files in by name.
+pub(super) enum Reached<'a> {
+    Opened(OwnedFd),
+    Kept(BorrowedFd<'a>),
+}
+
+impl AsFd for Reached<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Opened(directory) => directory.as_fd(),
+            Self::Kept(directory) => *directory,
         }
-    };
-    let directories: Vec<PathBuf> = match path {
-        None => DROP_IN_DIRECTORIES.iter().map(PathBuf::from).collect(),
-        Some(_) => vec![main.with_extension("d")],
-    };
-    read(&main, true, world, report);
-    let mut drop_ins: BTreeMap<std::ffi::OsString, PathBuf> = BTreeMap::new();
-    for directory in &directories {
-        list(directory, &mut drop_ins, world, report);
+    }
+}
+
+/// How a directory of the policy is reached, each step to it checked.
+pub(super) trait Way {
+    /// The directory itself.
+    fn directory(&self, path: &Path, world: &World) -> Result<Reached<'_>, Refusal>;
+    /// The names in it.
+    fn names(&self, path: &Path, world: &World) -> Result<Vec<CString>, Refusal>;
+}
+
+/// From `/` on, as whoever starts postern or asks about a policy goes.
+pub(super) struct Walk;
+
+impl Way for Walk {
+    fn directory(&self, path: &Path, world: &World) -> Result<Reached<'_>, Refusal> {
+        walk(path, world).map(Reached::Opened)
+    }
+
+    fn names(&self, path: &Path, world: &World) -> Result<Vec<CString>, Refusal> {
+        let directory = open_listed(path, world)?;
+        listing::names(directory.as_fd()).map_err(|errno| failed(path, errno))
+    }
+}
+
+/// Opens a directory so that it can be listed.
+pub(super) fn open_listed(path: &Path, world: &World) -> Result<OwnedFd, Refusal> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    openat(walk(path, world)?, ".", flags, Mode::empty()).map_err(|errno| failed(path, errno))
+}
+
+/// Reads the main file and its drop-ins into the report, main file first, then
+/// drop-ins by name.
+pub(super) fn find(places: &Places, way: &impl Way, world: &World, report: &mut Report) {
+    read(&places.main, true, way, world, report);
+    let mut drop_ins: BTreeMap<OsString, PathBuf> = BTreeMap::new();
+    for directory in &places.drop_ins {
+        list(directory, &mut drop_ins, way, world, report);
     }
     for file in drop_ins.values() {
-        read(file, false, world, report);
+        read(file, false, way, world, report);
     }
-    std::iter::once(main).chain(directories).collect()
 }
 
 /// `path` from `/` on, `.` and `..` worked out. A link before a `..` would make
@@ -75,29 +143,21 @@ fn absolute(path: &Path) -> std::io::Result<PathBuf> {
 }
 
 /// Adds a directory's drop-ins, masking those of the same name.
-fn list(directory: &Path, drop_ins: &mut BTreeMap<std::ffi::OsString, PathBuf>, world: &World, report: &mut Report) {
-    match walk(directory, world) {
-        Ok(_) => {}
+fn list(
+    directory: &Path,
+    drop_ins: &mut BTreeMap<OsString, PathBuf>,
+    way: &impl Way,
+    world: &World,
+    report: &mut Report,
+) {
+    let names = match way.names(directory, world) {
+        Ok(names) => names,
         Err(Refusal::Missing) => return,
         Err(refusal) => return refusal.report(directory, report),
-    }
-    // By name again: only trusted accounts could have changed it meanwhile.
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) => {
-            let what = format!("{} cannot be listed: {error}", directory.display());
-            return report.outside(Kind::Unreadable, false, directory.to_path_buf(), what, "make it readable");
-        }
     };
-    for entry in entries {
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(error) => {
-                let what = format!("{} cannot be listed: {error}", directory.display());
-                return report.outside(Kind::Unreadable, false, directory.to_path_buf(), what, "make it readable");
-            }
-        };
-        let (name, file) = (entry.file_name(), entry.path());
+    for name in names {
+        let name = OsString::from_vec(name.into_bytes());
+        let file = directory.join(&name);
         if name.as_encoded_bytes().starts_with(b".") {
             continue;
         }
@@ -109,12 +169,22 @@ fn list(directory: &Path, drop_ins: &mut BTreeMap<std::ffi::OsString, PathBuf>, 
         drop_ins.insert(name, file);
     }
     // A mask takes the place of what it hides and is then taken out itself.
-    drop_ins.retain(|_, file| fs::read_link(file).ok().as_deref() != Some(Path::new("/dev/null")));
+    drop_ins.retain(|_, file| !is_mask(file));
+}
+
+/// Whether a file is a link to `/dev/null`. Asked by name again: only trusted
+/// accounts could have changed it meanwhile. Nothing but `statx`, which is all
+/// that a confined broker has for it.
+fn is_mask(file: &Path) -> bool {
+    // Its number, by the kernel's list of devices.
+    let null = makedev(1, 3);
+    let is_link = fs::symlink_metadata(file).is_ok_and(|link| link.is_symlink());
+    is_link && fs::metadata(file).is_ok_and(|end| end.file_type().is_char_device() && end.rdev() == null)
 }
 
 /// Reads one file into the report's sources, or reports why not.
-fn read(path: &Path, main: bool, world: &World, report: &mut Report) {
-    let file = match open_trusted(path, world) {
+fn read(path: &Path, main: bool, way: &impl Way, world: &World, report: &mut Report) {
+    let file = match open_trusted(path, way, world) {
         Ok(file) => file,
         Err(Refusal::Missing) if main => {
             let what = format!("there is no policy {}", path.display());
@@ -151,7 +221,7 @@ fn read(path: &Path, main: bool, world: &World, report: &mut Report) {
 }
 
 /// Why a file or directory is not used.
-enum Refusal {
+pub(super) enum Refusal {
     Missing,
     Other(Kind, String, String),
 }
@@ -170,7 +240,7 @@ impl Refusal {
     }
 }
 
-fn failed(path: &Path, errno: Errno) -> Refusal {
+pub(super) fn failed(path: &Path, errno: Errno) -> Refusal {
     let path = path.display();
     match errno {
         Errno::ENOENT => Refusal::Missing,
@@ -188,15 +258,14 @@ fn failed(path: &Path, errno: Errno) -> Refusal {
 }
 
 /// Opens a policy file, its directories and itself checked.
-fn open_trusted(path: &Path, world: &World) -> Result<File, Refusal> {
+fn open_trusted(path: &Path, way: &impl Way, world: &World) -> Result<File, Refusal> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         let what = format!("{} is a directory", path.display());
         return Err(Refusal::Other(Kind::NotRegular, what, "name a file".to_owned()));
     };
-    let directory = walk(parent, world)?;
+    let directory = way.directory(parent, world)?;
     // Non-blocking, so that a FIFO is refused below and not waited for.
-    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let descriptor = openat(&directory, name, flags, Mode::empty()).map_err(|errno| {
+    let descriptor = openat(&directory, name, OPEN_SOURCE, Mode::empty()).map_err(|errno| {
         if errno != Errno::ELOOP {
             return failed(path, errno);
         }
@@ -218,7 +287,7 @@ fn open_trusted(path: &Path, world: &World) -> Result<File, Refusal> {
         let what = format!("{} is no regular file", path.display());
         return Err(Refusal::Other(Kind::NotRegular, what, "name a file".to_owned()));
     }
-    judge(path, &stat, false, world)?;
+    judge(path, stat.st_uid, stat.st_mode, false, world)?;
     Ok(File::from(descriptor))
 }
 
@@ -232,7 +301,7 @@ fn walk(path: &Path, world: &World) -> Result<OwnedFd, Refusal> {
     let mut descriptor = open(&here, flags, Mode::empty()).map_err(|errno| failed(&here, errno))?;
     loop {
         let stat = fstat(&descriptor).map_err(|errno| failed(&here, errno))?;
-        judge(&here, &stat, here != path, world)?;
+        judge(&here, stat.st_uid, stat.st_mode, here != path, world)?;
         // `walk` gets absolute paths in plain form only, so this ends at `path`.
         let Some(name) = path.strip_prefix(&here).ok().and_then(|rest| rest.components().next()) else {
             return Ok(descriptor);
@@ -243,26 +312,26 @@ fn walk(path: &Path, world: &World) -> Result<OwnedFd, Refusal> {
     }
 }
 
-/// Whether only trusted accounts can change what has this `stat`.
-fn judge(path: &Path, stat: &FileStat, sticky_is_fine: bool, world: &World) -> Result<(), Refusal> {
+/// Whether only trusted accounts can change what has this owner and mode.
+pub(super) fn judge(path: &Path, uid: u32, mode: u32, sticky_is_fine: bool, world: &World) -> Result<(), Refusal> {
     if !world.here {
         return Ok(());
     }
     let what = path.display();
-    if stat.st_uid != 0 && stat.st_uid != world.euid {
+    if uid != 0 && uid != world.euid {
         let who = if world.euid == 0 { "root".to_owned() } else { format!("root or user {}", world.euid) };
         return Err(Refusal::Other(
             Kind::WrongOwner,
-            format!("{what} belongs to user {}, who could change the policy", stat.st_uid),
+            format!("{what} belongs to user {uid}, who could change the policy"),
             format!("give it to {who}: chown {} {what}", world.euid),
         ));
     }
     // POSIX ACLs show here too: their mask stands in the group's bits.
-    let others = stat.st_mode & 0o022;
-    if others != 0 && !(sticky_is_fine && stat.st_mode & 0o1000 != 0) {
+    let others = mode & 0o022;
+    if others != 0 && !(sticky_is_fine && mode & 0o1000 != 0) {
         return Err(Refusal::Other(
             Kind::OpenToOthers,
-            format!("{what} can be written by others (mode {:04o})", stat.st_mode & 0o7777),
+            format!("{what} can be written by others (mode {:04o})", mode & 0o7777),
             format!("take that away: chmod go-w {what}"),
         ));
     }
@@ -291,7 +360,7 @@ mod tests {
         let mut report = Report::new();
         let mut drop_ins = BTreeMap::new();
         for directory in &directories {
-            list(directory, &mut drop_ins, &World::elsewhere(), &mut report);
+            list(directory, &mut drop_ins, &Walk, &World::elsewhere(), &mut report);
         }
         let found: Vec<&PathBuf> = drop_ins.values().collect();
         assert_eq!(found, [&run.join("b.toml"), &etc.join("c.toml")]);

@@ -150,6 +150,8 @@ pub(super) fn identities(written: &Written, world: &World, report: &mut Report) 
                 report.error(Kind::UnfitAccount, item.place, what, "write a group that may read only what is meant");
             }
             Some(id) => groups.push(id),
+            // One that was not there at the start: no group has this number.
+            None if world.confined => groups.push(u32::MAX),
             None => {}
         }
     }
@@ -159,6 +161,9 @@ pub(super) fn identities(written: &Written, world: &World, report: &mut Report) 
 /// An account that is not there: root needs it, nobody else does, and on
 /// another machine it may be there.
 fn missing(place: Place, world: &World, what: String, help: String, report: &mut Report) {
+    if world.confined {
+        return;
+    }
     if world.here && world.euid == 0 {
         report.error(Kind::UnknownAccount, place, what, help);
     } else if world.here && world.wants_accounts {

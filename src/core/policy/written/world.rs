@@ -36,6 +36,10 @@ pub struct World {
     /// Whether an ordinary user is told of accounts that are missing: by
     /// `policy check`, not by a start without root, which uses none.
     pub wants_accounts: bool,
+    /// Whether this is what a confined broker remembers of its start. It may not
+    /// look at the paths of rules, which its opener does, and knows the accounts
+    /// of then: one that it does not know is another than the one that it has.
+    pub confined: bool,
     /// Text of `/etc/passwd`. Read directly: the C library's lookup loads shared
     /// objects, which a static executable cannot do safely. Accounts that only
     /// a directory service knows are written as numbers.
@@ -56,6 +60,7 @@ impl World {
             euid: nix::unistd::geteuid().as_raw(),
             here: true,
             wants_accounts: true,
+            confined: false,
             passwd: text("/etc/passwd"),
             group: text("/etc/group"),
             look,
