@@ -160,6 +160,17 @@ fn before_it_is_confined_a_worker_only_introduces_itself() {
     });
 }
 
+#[test]
+fn a_first_word_tells_of_barriers() {
+    let unready = State { ready: false, ..USUAL };
+    for (landlock_abi, filter_rules, due) in [(0, 30, false), (7, 0, false), (0, 0, false), (1, 1, true)] {
+        let ask = Ask::Ready { standing: Standing { landlock_abi, filter_rules, ..standing() } };
+        let decision = decide(unready, &ask, &everything());
+        assert_eq!(decision == Decision::Note, due, "{ask:?}: {decision:?}");
+        assert!(due || matches!(decision, Decision::Hostile(_)), "{ask:?}: {decision:?}");
+    }
+}
+
 /// What only reports has no effect, whatever the state.
 #[test]
 fn reports_are_noted() {

@@ -101,6 +101,12 @@ impl Broker {
                 self.child_ready(Role::Opener, child, &standing, received.sender);
                 self.tell_opener();
             }
+            // As of a worker: the guest is short of something.
+            OpenerReport::Unconfined { why } if self.paths_stood => {
+                self.say(Level::Error, &format!("opener: could not be confined: {}; trying again", why.to_text()));
+                self.last_words = Some(text(why.as_slice()));
+                self.lose_opener();
+            }
             OpenerReport::Unconfined { why } => {
                 return Err(Fatal::Unconfined { who: "opener", why: why.to_text() });
             }

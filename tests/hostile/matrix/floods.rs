@@ -31,8 +31,9 @@ fn long() -> Duration {
 enum Log {
     /// The room of what is repeated without effect.
     Bucket,
-    /// As much as it has effects; the policy's `max_bytes` bounds it.
-    Effects,
+    /// The policy's `max_bytes`: what is announced before anybody knows what comes
+    /// of it.
+    Policy,
 }
 
 struct Flood {
@@ -127,12 +128,12 @@ const THAWED: [Flood; 5] = [
     },
     Flood {
         name: "opens that make nothing",
-        log: Log::Bucket,
+        log: Log::Policy,
         act: |play| refused(play, "/m/rw/none/new", Mode::Write, &[Errno::ENOENT, Errno::EAGAIN]),
     },
     Flood {
         name: "opens and closes",
-        log: Log::Effects,
+        log: Log::Policy,
         act: |play| {
             let Answer::Opened { handle } = play.ask(&open("/m/ro/f", Mode::Read)) else { panic!("a file") };
             play.live().ask(&Ask::Closed { handle, used: UNUSED });
@@ -141,7 +142,7 @@ const THAWED: [Flood; 5] = [
     },
     Flood {
         name: "freezes of nothing",
-        log: Log::Bucket,
+        log: Log::Policy,
         act: |play| {
             let paths = vec![WirePath::cut(&[b'/'; 253]); 256];
             match play.ask(&Ask::Freeze { only: List::new(paths) }) {
@@ -198,7 +199,7 @@ fn flood(play: &mut Play<'_>, flood: &Flood) {
     println!("    {:?}: {asks} {}, {} KiB of records, {} KiB", play.state, flood.name, grown >> 10, play.own);
     let seconds = started.elapsed().as_secs() + 1;
     let room = SLACK + seconds * BYTES_PER_SECOND;
-    assert!(flood.log == Log::Effects || grown < room, "{}: {grown} bytes of {room}", flood.name);
+    assert!(flood.log == Log::Policy || grown < room, "{}: {grown} bytes of {room}", flood.name);
     play.look(flood.name.as_bytes());
     *play.tried.entry("flood").or_default() += asks;
 }

@@ -38,6 +38,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("matrix_floods_stay_within_bounds", floods::floods_stay_within_bounds),
     ("matrix_an_end_at_every_point", points::an_end_at_every_point),
     ("matrix_frames_while_postern_stops", points::frames_while_postern_stops),
+    ("matrix_a_barrier_that_fails_later_ends_nothing", points::a_barrier_that_fails_later),
     ("matrix_a_lie_about_the_sender_is_the_kernels_to_refuse", points::a_lie_about_the_sender),
 ];
 

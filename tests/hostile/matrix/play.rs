@@ -413,7 +413,9 @@ pub(super) fn every_frame_in_every_state() {
             }
         }
         for (number, sample) in samples.iter().enumerate() {
-            for bytes in flips(sample) {
+            // In debug one in five, another one of each frame.
+            let step = if cfg!(debug_assertions) && !is_full() { 5 } else { 1 };
+            for bytes in flips(sample).skip(number % step).step_by(step) {
                 play.frame("byte changed", &bytes, &[]);
             }
             for count in [1, 2, 253] {

@@ -3,6 +3,7 @@
 //! that lies about who it is.
 
 use std::fs;
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -15,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, Shutdown, UnixCredentials, sendmsg, shutdown};
 use postern_core::ipc::{Bytes, List, MAX_FRAME};
-use postern_core::messages::{Answer, Ask, Text, WirePath};
+use postern_core::messages::{Answer, Ask, Denial, Text, WirePath};
 use postern_core::policy::ShutdownMode;
 use postern_core::policy::rules::Mode;
 
@@ -67,7 +68,7 @@ const POINTS: [Point; 15] = [
     point("a file is to be made", Thawed, |play| send(play, &open("/m/rw/new", Mode::Write)), Thawed, 0),
     point("a freeze is asked for", Thawed, |play| send(play, &freeze()), Frozen, 0),
     point("a freeze has begun", Thawed, |play| drop(play.ask(&freeze())), Frozen, 0),
-    point("a freeze is done", Thawed, |play| play.freeze(), Frozen, 0),
+    point("a freeze is done", Thawed, frozen, Frozen, 0),
     point("a thaw is asked for", Frozen, |play| send(play, &Ask::Thaw {}), Thawed, 0),
     point("a thaw has begun", Frozen, |play| drop(play.ask(&Ask::Thaw {})), Thawed, 0),
     point("frozen, a refusal is there", Frozen, |play| send_and_wait(play, &freeze()), Frozen, 0),
@@ -86,6 +87,10 @@ fn freeze() -> Ask {
 
 const fn power_off() -> Ask {
     Ask::Shutdown { mode: ShutdownMode::Powerdown }
+}
+
+fn frozen(play: &mut Play<'_>) {
+    play.freeze();
 }
 
 fn be_born(play: &mut Play<'_>) {
@@ -182,7 +187,7 @@ pub(super) fn an_end_at_every_point() {
     end(&mut play, End::StopsHearing);
 
     // A host is there: a worker that has its channel ends, or lets go of it.
-    let mut host = Host::connect(&play.agent.home.path("host.sock"));
+    let host = Host::connect(&play.agent.home.path("host.sock"));
     for how in ENDS {
         let channel = play.hear(|answer| matches!(answer, Answer::Channel { .. }));
         assert!(channel.is_some_and(|(_, file)| file.is_some()), "the channel comes to each");
@@ -192,19 +197,12 @@ pub(super) fn an_end_at_every_point() {
     play.live().ask(&Ask::HostGone {});
     assert_eq!(play.ask(&Ask::Status {}), status(Thawed), "it may say so once");
     drop(channel);
-    let mut byte = [0];
-    use std::io::Read;
-    let (mut writer, _host) = host.split();
-    assert_eq!(writer.read(&mut byte).ok(), Some(0), "the broker keeps no channel that the worker let go of");
-    drop(writer);
-    host = _host;
+    let (mut stream, host) = host.split();
+    assert_eq!(stream.read(&mut [0]).ok(), Some(0), "the broker keeps no channel that the worker let go of");
     play.live().ask(&Ask::HostGone {});
-    eventually("who says it twice is let go of", || {
-        let replaced = play.live().hear().is_none();
-        replaced.then_some(())
-    });
+    eventually("who says it twice is let go of", || play.live().hear().is_none().then_some(()));
     play.life = None;
-    drop(host);
+    drop((stream, host));
     let tried = play.tried.values().sum::<u64>();
     println!("    {tried} ends, each followed by another worker; filesystems as they were asked to be");
     play.expects_hostile();
@@ -250,13 +248,31 @@ pub(super) fn frames_while_postern_stops() {
     println!("    {tried} frames while postern stopped; all was thawed, nothing frozen again");
 }
 
+/// A guest that is short of memory for a while keeps its agent. Of workers the
+/// matrix tells, in the state in which they say their first word.
+pub(super) fn a_barrier_that_fails_later() {
+    let ground = Ground::new();
+    let mut play = Play::begin(&ground, State::Opening);
+    play.spawner.failing_openers = 2;
+    play.spawner.opener = None;
+    eventually("an opener that is confined, after two that were not", || {
+        play.spawner.pump(Duration::from_millis(5));
+        play.spawner.opener.is_some().then_some(())
+    });
+    assert_eq!(play.spawner.failing_openers, 0);
+    assert!(play.agent.said().contains("opener: could not be confined: no memory; trying again"));
+    play.frame("first word", &frame(&Ask::Denied { command: Bytes::cut(b"x"), why: Denial::Unknown }), &[]);
+    let found = play.end();
+    assert_eq!(found.odd, Vec::<String>::new());
+}
+
 // ---- who sends ---------------------------------------------------------------
 
 /// The role of a worker that lies about its numbers, on descriptor 0: the kernel's
 /// answers, and whether the truth was sent.
 pub(crate) fn liar(_: &[String]) {
     let truth = UnixCredentials::new();
-    let bytes = frame(&Ask::Denied { command: Bytes::cut(b"guest-lie"), why: postern_core::messages::Denial::Unknown });
+    let bytes = frame(&Ask::Denied { command: Bytes::cut(b"guest-lie"), why: Denial::Unknown });
     let say = |bytes: &[u8], pid, uid, gid| {
         let from = UnixCredentials::from(libc::ucred { pid, uid, gid });
         let control = [ControlMessage::ScmCredentials(&from)];

@@ -168,7 +168,7 @@ impl Ground {
         let now = self.files();
         let all = self.before.keys().chain(now.keys());
         let mut changed: Vec<String> = all
-            .filter(|path| self.before.get(*path) != now.get(*path) && !self.is_the_tests_own(path))
+            .filter(|path| self.before.get(*path) != now.get(*path) && !Self::is_the_tests_own(path))
             .map(|path| format!("{}: {:?} is now {:?}", path.display(), self.before.get(path), now.get(path)))
             .collect();
         changed.dedup();
@@ -176,7 +176,7 @@ impl Ground {
     }
 
     /// What the test itself changes: the images below its disks.
-    fn is_the_tests_own(&self, path: &Path) -> bool {
+    fn is_the_tests_own(path: &Path) -> bool {
         path.extension().is_some_and(|extension| extension == "img")
             || path == worker::SCRIPT
             || path == Path::new("/tmp")
@@ -220,12 +220,12 @@ impl Ground {
 
     /// Takes `/third` away, frozen as it is: nobody can thaw it by a path.
     pub(super) fn hide(&self) {
-        umount2("/third", MntFlags::MNT_DETACH).expect("/third");
+        umount2(&self.third.at, MntFlags::MNT_DETACH).expect("/third");
     }
 
     /// Brings it back.
     pub(super) fn show(&self) -> Mounted {
-        self.disks[0].mount("/third")
+        self.disks[0].mount(&self.third.at)
     }
 }
 

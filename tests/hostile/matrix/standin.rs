@@ -22,7 +22,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, send, sendmsg};
 use postern_broker::spawner;
 use postern_core::ipc::{Pipe, ReceiveError};
-use postern_core::messages::{Answer, Ask, Barrier, OpenerOrder, OpenerReport, Role, SpawnerOrder, SpawnerReport};
+use postern_core::messages::{
+    Answer, Ask, Barrier, OpenerOrder, OpenerReport, Role, SpawnerOrder, SpawnerReport, Text,
+};
 use postern_core::sys::{descriptors, process};
 
 use crate::support::agent::LIVELY;
@@ -125,6 +127,8 @@ pub(super) struct Standin {
     pub(super) own_workers: bool,
     /// Who the next opener is.
     pub(super) own_openers: bool,
+    /// How many of its own openers more say that they cannot be confined.
+    pub(super) failing_openers: u32,
     /// How many lives were begun.
     pub(super) lives: u64,
 }
@@ -154,6 +158,7 @@ impl Standin {
             opener: None,
             own_workers: true,
             own_openers: false,
+            failing_openers: 0,
             lives: 0,
         })
     }
@@ -167,15 +172,15 @@ impl Standin {
             return;
         }
         while let Ok(order) = self.broker.try_receive() {
-            self.obey(order.message, order.descriptor);
+            self.obey(&order.message, order.descriptor);
         }
         while let Ok(report) = self.real.try_receive() {
             let _ = self.broker.send(&report.message, None);
         }
     }
 
-    fn obey(&mut self, order: SpawnerOrder, socket: Option<OwnedFd>) {
-        match (&order, socket) {
+    fn obey(&mut self, order: &SpawnerOrder, socket: Option<OwnedFd>) {
+        match (order, socket) {
             (SpawnerOrder::Spawn { role: Role::Worker, id }, Some(socket)) if self.own_workers => {
                 self.own.insert(*id);
                 self.lives += 1;
@@ -185,16 +190,21 @@ impl Standin {
             (SpawnerOrder::Spawn { role: Role::Opener, id }, Some(socket)) if self.own_openers => {
                 self.own.insert(*id);
                 let opener = OwnOpener::new(socket);
-                let Ask::Ready { standing } = ready() else { unreachable!() };
-                let _ = opener.send(&OpenerReport::Ready { standing }, None);
-                self.opener = Some(opener);
                 let _ = self.broker.send(&SpawnerReport::Spawned { id: *id }, None);
+                let Ask::Ready { standing } = ready() else { unreachable!() };
+                if self.failing_openers > 0 {
+                    self.failing_openers -= 1;
+                    let _ = opener.send(&OpenerReport::Unconfined { why: Text::cut(b"no memory") }, None);
+                } else {
+                    let _ = opener.send(&OpenerReport::Ready { standing }, None);
+                    self.opener = Some(opener);
+                }
             }
             (SpawnerOrder::Kill { id }, _) if self.own.remove(id) => {
                 let _ = self.broker.send(&SpawnerReport::Died { id: *id, signal: Some(9), status: 0 }, None);
             }
             (_, socket) => {
-                let _ = self.real.send(&order, socket.as_ref().map(AsFd::as_fd));
+                let _ = self.real.send(order, socket.as_ref().map(AsFd::as_fd));
             }
         }
     }
