@@ -1,7 +1,7 @@
 //! A worker that has fallen, with the real socket, before the real and really
 //! confined broker: every type of frame at every length that matters, and every
 //! byte of valid frames changed, in every state; floods, half-closed sockets,
-//! descriptors, lies, and an end at each point of an exchange.
+//! lies about the sender, and an end at each point of an exchange.
 //!
 //! | file | |
 //! |---|---|
@@ -10,6 +10,7 @@
 //! | [`standin`] | the test in the spawner's place, so that a worker's life is cheap |
 //! | [`stage`] | the agent, its disks, and how an outsider sees them |
 //! | [`play`] | one state: frames against what is due |
+//! | [`frames`] | every frame in every state |
 //! | [`floods`] | much of it, and none of it read |
 //! | [`points`] | an end at each point of an exchange |
 //!
@@ -19,6 +20,7 @@
 //! known ones.
 
 mod floods;
+mod frames;
 mod grammar;
 mod oracle;
 mod play;
@@ -34,7 +36,7 @@ use grammar::{Fill, judge, valid};
 
 pub(crate) const TESTS: &[Test] = &[
     ("matrix_every_length_is_decoded_or_refused", every_length_is_decoded),
-    ("matrix_every_frame_in_every_state", play::every_frame_in_every_state),
+    ("matrix_every_frame_in_every_state", frames::every_frame_in_every_state),
     ("matrix_floods_stay_within_bounds", floods::floods_stay_within_bounds),
     ("matrix_an_end_at_every_point", points::an_end_at_every_point),
     ("matrix_frames_while_postern_stops", points::frames_while_postern_stops),
