@@ -30,8 +30,9 @@ const STRIKES: usize = if cfg!(debug_assertions) { 4 } else { 32 };
 /// machine that does nothing else.
 const BOUND: Duration = Duration::from_secs(2);
 
-fn strikes() -> usize {
-    std::env::var("POSTERN_CRASHES").ok().and_then(|number| number.parse().ok()).unwrap_or(STRIKES)
+/// How many strikes a row gets: the usual number, or what was asked for.
+pub(crate) fn strikes(usual: usize) -> usize {
+    std::env::var("POSTERN_CRASHES").ok().and_then(|number| number.parse().ok()).unwrap_or(usual)
 }
 
 /// A host that counts its questions.
@@ -64,7 +65,7 @@ impl Line {
     }
 
     /// The reply with this id, if it is there.
-    fn reply(&self, id: &str) -> Option<Value> {
+    pub(crate) fn reply(&self, id: &str) -> Option<Value> {
         let lines = self.text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
         lines
             // What stands before a reply that is delimited is what a host throws away.
@@ -73,7 +74,7 @@ impl Line {
             .find(|reply| reply["id"] == id)
     }
 
-    fn has_reply(&mut self, id: &str) -> bool {
+    pub(crate) fn has_reply(&mut self, id: &str) -> bool {
         self.take_in(Duration::from_micros(1));
         self.reply(id).is_some()
     }
@@ -94,6 +95,11 @@ impl Line {
             }
             assert!(self.asked < 500, "nobody answers: {:?}", String::from_utf8_lossy(&self.text));
         }
+    }
+
+    /// Forgets all replies.
+    pub(crate) fn forget(&mut self) {
+        self.text.clear();
     }
 
     pub(crate) fn ping(&mut self) {
@@ -291,7 +297,7 @@ fn points(calls: &[(&'static Act, usize)], kind: Kind) -> Vec<Point> {
         .filter(|(act, _)| kind != Kind::Memory || act.arguments.contains("LARGE"))
         .flat_map(|&(act, count)| (1..=count).filter(|stop| fits(*stop)).map(move |stop| Point { act, stop, kind }))
         .collect();
-    let wanted = strikes().min(all.len());
+    let wanted = strikes(STRIKES).min(all.len());
     (0..wanted).map(|number| all[number * all.len() / wanted]).collect()
 }
 
