@@ -138,8 +138,7 @@ impl Family {
     }
 
     /// Asks for a child. Its first words arrive on its pipe, as news of its
-    /// end does. One that cannot be asked for counts as born: the next try waits
-    /// as the next child would.
+    /// end does.
     ///
     /// # Errors
     /// As socketpair(2) and sendmsg(2).
@@ -151,6 +150,11 @@ impl Family {
         self.next = self.next.wrapping_add(1);
         self.spawner.send(&SpawnerOrder::Spawn { role, id }, Some(theirs.as_fd()))?;
         Ok(Child { id, pipe, pid: 0, ready: false, since, untold: VecDeque::new() })
+    }
+
+    /// The child of this role that was asked for last could not be born.
+    pub(crate) fn failed(&mut self, role: Role) {
+        self.line(role).failed(Instant::now());
     }
 
     /// A child that was confined has ended unasked, or had to be ended.

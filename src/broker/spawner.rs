@@ -73,6 +73,13 @@ pub fn run() -> End {
         Err(ReceiveError::Closed) => return End::BrokerGone,
         Ok(_) | Err(_) => return End::BrokerBroken,
     };
+    // A service manager may keep postern from being killed where memory runs out:
+    // that is for the broker, which thaws. A worker's size is its host's choice, and
+    // it can be replaced; the guest's own processes shall not go before it.
+    const SCORE: &str = "/proc/self/oom_score_adj";
+    if std::fs::read_to_string(SCORE).is_ok_and(|score| score.starts_with('-')) {
+        let _ = std::fs::write(SCORE, "0");
+    }
     let prepare = || -> Result<(SignalFd, Confined), ConfineError> {
         let failed = |what| move |why: io::Error| ConfineError::Call { what, why };
         let deaths = watch_deaths().map_err(failed("watching for SIGCHLD"))?;

@@ -53,6 +53,11 @@ impl Line {
         self.stream.write_all(bytes).expect("the channel is open");
     }
 
+    /// A second way to it, for what does not fit at once.
+    pub(crate) fn writer(&self) -> UnixStream {
+        self.stream.try_clone().expect("a second descriptor")
+    }
+
     /// Takes in what is there; panics if the channel has ended.
     fn take_in(&mut self, wait: Duration) {
         self.stream.set_read_timeout(Some(wait)).expect("a time limit");
@@ -207,7 +212,7 @@ impl<'a> Stage<'a> {
         let handle = self.prepare();
         let mut traced = Traced::attach(self.agent.process("worker", 0));
         let request = self.request(act, handle, "counted");
-        let (mut stream, sent) = (self.line.stream.try_clone().expect("a second descriptor"), request);
+        let (mut stream, sent) = (self.line.writer(), request);
         let writer = std::thread::spawn(move || stream.write_all(&sent).expect("the channel"));
         let mut calls = Vec::new();
         let until = Instant::now() + LIVELY;
@@ -230,7 +235,7 @@ impl<'a> Stage<'a> {
         let worker = self.agent.process("worker", 0);
         let mut traced = Traced::attach(worker);
         let request = self.request(point.act, handle, "struck");
-        let mut stream = self.line.stream.try_clone().expect("a second descriptor");
+        let mut stream = self.line.writer();
         let writer = std::thread::spawn(move || {
             let _ = stream.write_all(&request);
         });

@@ -18,8 +18,9 @@
 //!
 //! A child that died before it was confined is no guess, for it has heard no
 //! host; nor is one that the broker let go of for its own reasons. Those are
-//! bounded by [`BURST`] only, so that a guest that was short of memory or
-//! processes for a while is served as soon as it is not.
+//! bounded by [`BURST`] only, and one that could not be born at all is tried again
+//! each second, so that a guest that was short of memory or processes for a
+//! while is served as soon as it is not.
 //!
 //! Frozen filesystems wait for none of this: the policy's limit thaws without a
 //! worker.
@@ -35,6 +36,10 @@ use std::time::{Duration, Instant};
 const BURST: usize = 5;
 /// See [`BURST`].
 pub(crate) const WINDOW: Duration = Duration::from_secs(10);
+
+/// So long after one that could not be born, for want of memory, descriptors or
+/// processes, the next is tried.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Crashes are remembered for so long.
 const MEMORY: Duration = Duration::from_secs(3600);
@@ -55,12 +60,19 @@ const KNOWN: usize = 16;
 pub(super) struct Line {
     births: VecDeque<Instant>,
     crashes: VecDeque<Instant>,
+    failed: Option<Instant>,
 }
 
 impl Line {
     /// A child is asked for.
     pub(super) fn born(&mut self, now: Instant) {
         keep(&mut self.births, BURST, now);
+    }
+
+    /// The one that was asked for last could not be born.
+    pub(super) fn failed(&mut self, now: Instant) {
+        self.births.pop_back();
+        self.failed = Some(now);
     }
 
     /// A confined child crashed.
@@ -74,7 +86,8 @@ impl Line {
         let crashes = self.crashes.iter().filter(|crash| now.saturating_duration_since(**crash) < MEMORY).count();
         let burst = self.births.front().filter(|_| self.births.len() >= BURST).map_or(now, |oldest| *oldest + WINDOW);
         let calm = self.crashes.back().map_or(now, |last| *last + pause(crashes));
-        (crashes, burst.max(calm))
+        let again = self.failed.map_or(now, |failed| failed + AGAIN);
+        (crashes, burst.max(calm).max(again))
     }
 }
 
@@ -161,5 +174,19 @@ mod tests {
             line.born(start);
         }
         assert_eq!(line.next(start), (0, start + WINDOW));
+    }
+
+    #[test]
+    fn what_cannot_be_born_is_tried_each_second_and_is_no_birth() {
+        let start = Instant::now();
+        let (mut line, mut now) = (Line::default(), start);
+        for _ in 0..100 {
+            line.born(now);
+            line.failed(now);
+            assert_eq!(line.next(now), (0, now + AGAIN));
+            now += AGAIN;
+        }
+        line.born(now);
+        assert!(line.next(now).1 <= now, "and then others at once");
     }
 }

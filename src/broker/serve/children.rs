@@ -102,6 +102,7 @@ impl Broker {
     /// A child could not even be asked for. What the guest is short of it may have
     /// again.
     fn not_born(&mut self, role: Role, errno: Errno) -> Result<(), Fatal> {
+        self.parts.family.failed(role);
         match errno {
             // The spawner is gone, which its pipe tells.
             Errno::EPIPE | Errno::ECONNRESET => Ok(()),
@@ -205,6 +206,7 @@ impl Broker {
             Role::Worker => self.lose_worker(),
             Role::Opener => self.lose_opener(),
         }
+        self.parts.family.failed(role);
         // Nobody will tell of its end.
         self.gone.retain(|gone| gone.id != id);
         Ok(())
