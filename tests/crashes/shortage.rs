@@ -141,9 +141,9 @@ fn a_machine_out_of_memory_takes_the_worker_first() {
         }
         let before = agent.family();
         // A new worker was born into the group.
-        group.limit(group.usage() + (2 << 20));
+        group.limit(group.usage() + (6 << 20));
         let asked = Instant::now();
-        large(&mut line, 8);
+        large(&mut line, 9);
         line.ping();
         let back = asked.elapsed();
         group.limit(1 << 40);

@@ -25,7 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
 /// How many crashes of a worker an agent makes good at once, within the hour.
 const FREE: usize = 4;
 /// Strikes for each kind and state, unless `POSTERN_CRASHES` says how many.
-const STRIKES: usize = if cfg!(debug_assertions) { 4 } else { 32 };
+const STRIKES: usize = if cfg!(debug_assertions) { 3 } else { 40 };
 /// All of a kind take no longer in the middle: a hundred times what it takes on a
 /// machine that does nothing else.
 const BOUND: Duration = Duration::from_secs(2);
