@@ -10,6 +10,8 @@ mod support;
 
 #[path = "attackers/account.rs"]
 mod account;
+#[path = "attackers/barriers.rs"]
+mod barriers;
 #[path = "attackers/exhaustion.rs"]
 mod exhaustion;
 #[path = "attackers/objects.rs"]
@@ -32,8 +34,16 @@ use support::agent::BINARY;
 use support::runner;
 
 fn main() -> ExitCode {
-    let tests: Vec<runner::Test> =
-        [races::TESTS, objects::TESTS, processes::TESTS, places::TESTS, planted::TESTS, exhaustion::TESTS].concat();
+    let tests: Vec<runner::Test> = [
+        races::TESTS,
+        objects::TESTS,
+        processes::TESTS,
+        places::TESTS,
+        planted::TESTS,
+        exhaustion::TESTS,
+        barriers::TESTS,
+    ]
+    .concat();
     let roles: Vec<runner::Role> = [
         account::ROLES,
         races::ROLES,
@@ -41,6 +51,7 @@ fn main() -> ExitCode {
         processes::ROLES,
         places::ROLES,
         exhaustion::ROLES,
+        barriers::ROLES,
         &[support::activation::ROLE],
     ]
     .concat();

@@ -105,7 +105,7 @@ fn descriptor(file: &impl AsRawFd) -> u64 {
     u64::try_from(file.as_raw_fd()).expect("an open descriptor")
 }
 
-/// `FS_IOC_SETFLAGS` with `FS_IMMUTABLE_FL`: ioctl_iflags(2).
+/// `FS_IOC_SETFLAGS` with `FS_IMMUTABLE_FL`, of `ioctl_iflags(2)`.
 fn immutable(path: &Path) -> io::Result<()> {
     let file = File::open(path)?;
     let done = call(libc::SYS_ioctl, &[descriptor(&file), 0x4008_6602, words(&[0x10])]);
@@ -372,7 +372,7 @@ fn a_path_longer_than_any_is_refused() {
     // Links, so that the host's path stays short: each hop ten levels deep.
     chdir(&files).expect("files");
     for hop in 0..3 {
-        let deep = vec![long.as_str(); 8].join("/");
+        let deep = [long.as_str(); 8].join("/");
         for _ in 0..8 {
             fs::create_dir(&long).expect("a directory");
             mode(Path::new(&long), 0o777);

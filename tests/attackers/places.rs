@@ -95,7 +95,10 @@ const ON_DIRECTORIES: &[(&str, Act)] = &[
     ("make a nameless file in it", |path| {
         // O_TMPFILE of openat(2).
         let flags = (libc::O_TMPFILE | libc::O_RDWR).cast_unsigned().into();
-        is(call(libc::SYS_openat, &[libc::AT_FDCWD as u64, text(path.to_str().expect("UTF-8")), flags, 0o600]))
+        is(call(
+            libc::SYS_openat,
+            &[i64::from(libc::AT_FDCWD).cast_unsigned(), text(path.to_str().expect("UTF-8")), flags, 0o600],
+        ))
     }),
     ("chmod", |path| fs::set_permissions(path, fs::Permissions::from_mode(0o777))),
     ("rename it away", |path| fs::rename(path, beside(path)).and_then(|()| fs::rename(beside(path), path))),
@@ -239,7 +242,7 @@ fn another_account_cannot_be_the_host() {
     // The control: it is the mode that closes it.
     mode(&socket, 0o666);
     assert!(connecting.ask(path).starts_with(WORKS), "the control");
-    let records =
-        agent.await_record("host-connected", |record| record["user"]["id"] == super::account::ATTACKER.to_string());
-    assert_eq!(records["user"]["id"], super::account::ATTACKER.to_string(), "who it was is on record");
+    let who = super::account::ATTACKER.to_string();
+    // Who it was is on record.
+    agent.await_record("host-connected", |record| record["user"]["id"] == who.as_str());
 }

@@ -32,6 +32,8 @@ fn refused(home: &Home, command: &mut Command) -> (Option<i32>, String) {
     (status.code(), fs::read_to_string(home.path("stderr")).expect("stderr"))
 }
 
+type Plant = fn(&Home);
+
 /// One thing that is planted, and what the start says to it.
 struct Row {
     what: &'static str,
@@ -197,7 +199,7 @@ fn a_drop_in_of_another_account_allows_nothing() {
     let theirs = own_directory(&home, "theirs");
     fs::write(theirs.join("widen.toml"), widening).expect("a file");
     give(&theirs.join("widen.toml"));
-    let plant: [(&str, fn(&Home)); 3] = [
+    let plant: [(&str, Plant); 3] = [
         ("a link", |home| {
             symlink(home.path("theirs/widen.toml"), home.path("policy.d/widen.toml")).expect("a link");
         }),
