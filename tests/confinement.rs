@@ -6,6 +6,8 @@ mod support;
 
 #[path = "confinement/attacks.rs"]
 mod attacks;
+#[path = "confinement/ends.rs"]
+mod ends;
 #[path = "confinement/evaluate.rs"]
 mod evaluate;
 #[path = "confinement/generated.rs"]
@@ -28,8 +30,14 @@ use needs::Role;
 use nix::errno::Errno;
 use nix::libc;
 use postern_core::confine::filters;
+use postern_core::sys::last_words;
 use raw::{End, attempt};
+use support::agent::BINARY;
 use support::runner;
+
+/// As in the executable.
+#[global_allocator]
+static ALLOCATOR: last_words::Allocator = last_words::Allocator;
 
 /// The attacker's account.
 pub(crate) const ACCOUNT: u32 = 70_100;
@@ -49,7 +57,18 @@ fn main() -> ExitCode {
             ("a_call_that_no_rule_names_is_death", generated::a_call_that_no_rule_names_is_death),
             #[cfg(target_arch = "x86_64")]
             ("another_entry_is_death", generated::another_entry_is_death),
-            ("a_panic_ends_as_sigabrt", a_panic_ends_as_sigabrt),
+            ("a_panic_is_told_and_aborts", ends::a_panic_is_told_and_aborts),
+            ("a_lack_of_memory_is_told_and_aborts", ends::a_lack_of_memory_is_told_and_aborts),
+            #[cfg(target_arch = "x86_64")]
+            (
+                "the_shipped_executable_tells_of_a_panic_and_aborts",
+                ends::the_shipped_executable_tells_of_a_panic_and_aborts,
+            ),
+            #[cfg(target_arch = "x86_64")]
+            (
+                "the_shipped_worker_tells_of_a_lack_of_memory_and_aborts",
+                ends::the_shipped_worker_tells_of_a_lack_of_memory_and_aborts,
+            ),
             ("an_opener_reaches_what_its_rules_allow", paths::an_opener_reaches_what_its_rules_allow),
             ("an_opener_reaches_nothing_outside_its_rules", paths::an_opener_reaches_nothing_outside_its_rules),
             ("a_read_only_opener_changes_nothing", paths::a_read_only_opener_changes_nothing),
@@ -60,7 +79,7 @@ fn main() -> ExitCode {
             ("a_broker_signals_process_1_as_its_init_wants", paths::a_broker_signals_process_1_as_its_init_wants),
         ],
         &[],
-        &["sh", "sleep"],
+        &[BINARY, "sh", "sleep"],
     )
 }
 
@@ -311,21 +330,4 @@ fn a_broker_without_acts_does_even_less() {
 
 fn a_broker_that_rotates_does_little_more() {
     attack_all(&Role::rotating_broker(), &[COMMON, BROKER, &[("fdatasync", Well)]].concat());
-}
-
-fn a_panic_ends_as_sigabrt() {
-    for role in [Role::worker(), Role::opener(), Role::Spawner, Role::broker()] {
-        // As `panic = "abort"` does it: the hook, then abort().
-        let end = attempt(
-            || role.prepare(),
-            |()| {
-                std::panic::set_hook(Box::new(|panic| {
-                    assert!(!panic.to_string().is_empty());
-                    std::process::abort();
-                }));
-                panic!("on purpose")
-            },
-        );
-        assert_eq!(end, End::Killed(libc::SIGABRT), "{role:?}");
-    }
 }

@@ -214,6 +214,19 @@ fn descriptors_that_do_not_belong_are_closed() {
 }
 
 #[test]
+fn who_left_without_hearing_all_is_heard_to_the_end() {
+    let (mut ours, theirs) = Pipe::<Answer, Ask>::pair().expect("a socketpair");
+    let child = Pipe::<Ask, Answer>::new(theirs);
+    ours.send(&Answer::Begun {}, None).expect("it listens");
+    child.send(&Ask::HostGone {}, None).expect("it listens");
+    child.send(&Ask::Thaw {}, None).expect("it listens");
+    drop(child);
+    assert_eq!(ours.try_receive().expect("its words").message, Ask::HostGone {});
+    assert_eq!(ours.try_receive().expect("its last words").message, Ask::Thaw {});
+    assert!(matches!(ours.try_receive(), Err(ReceiveError::Closed)));
+}
+
+#[test]
 fn one_descriptor_where_one_belongs() {
     let file = encoded(&Answer::Opened { handle: 1000 });
     let (reader, writer) = tell_tale();

@@ -70,6 +70,11 @@ pub(crate) enum End {
 /// # Panics
 /// If `prepare` fails.
 pub(crate) fn attempt<T>(prepare: impl FnOnce() -> T, attack: impl FnOnce(&T) -> i64) -> End {
+    attempt_heard(prepare, attack).0
+}
+
+/// As [`attempt`], with all else that was heard on that socket.
+pub(crate) fn attempt_heard<T>(prepare: impl FnOnce() -> T, attack: impl FnOnce(&T) -> i64) -> (End, String) {
     /// Nothing of the parent's runs in a child, not even by a panic.
     struct Stay;
     impl Drop for Stay {
@@ -96,16 +101,18 @@ pub(crate) fn attempt<T>(prepare: impl FnOnce() -> T, attack: impl FnOnce(&T) ->
         }
         ForkResult::Parent { child } => {
             drop(theirs);
-            let ready = hear(&ours);
-            let result = hear(&ours);
+            let mut heard = String::new();
+            let ready = hear(&ours, &mut heard);
+            let result = hear(&ours, &mut heard);
             let ended = waitpid(child, None).expect("the child's end");
             assert_eq!(ready, Some(READY), "not made ready: {ended:?}");
-            match (result, ended) {
+            let end = match (result, ended) {
                 (Some(result), _) => End::Back(result),
                 (None, WaitStatus::Signaled(_, signal, _)) => End::Killed(signal as i32),
                 (None, WaitStatus::Exited(_, status)) => End::Became(status),
                 (None, other) => panic!("neither back nor ended: {other:?}"),
-            }
+            };
+            (end, heard)
         }
     }
 }
@@ -113,14 +120,15 @@ pub(crate) fn attempt<T>(prepare: impl FnOnce() -> T, attack: impl FnOnce(&T) ->
 /// What a child says before its attack.
 const READY: i64 = i64::MIN;
 
-/// The child's next word; what an attack itself sends is shorter.
-fn hear(socket: &OwnedFd) -> Option<i64> {
-    let mut word = [0; 8];
+/// The child's next word; what an attack itself sends is of another length, and
+/// goes to `other`.
+fn hear(socket: &OwnedFd, other: &mut String) -> Option<i64> {
+    let mut word = [0; 4096];
     loop {
         match recv(socket.as_raw_fd(), &mut word, MsgFlags::empty()) {
-            Ok(8) => return Some(i64::from_le_bytes(word)),
+            Ok(8) => return Some(i64::from_le_bytes(word[..8].try_into().expect("8 bytes"))),
             Ok(0) | Err(_) => return None,
-            Ok(_) => {}
+            Ok(length) => other.push_str(&String::from_utf8_lossy(&word[..length])),
         }
     }
 }

@@ -22,9 +22,8 @@ type Say = Box<dyn Fn(&str) + Send + Sync>;
 /// Who hears of it that there is no more memory.
 static HEARS: OnceLock<Say> = OnceLock::new();
 
-/// From now on a panic's text, and that memory ran out, goes to `say`. For a
-/// process with one thread, whose executable allocates by [`Allocator`]. The
-/// first caller's word stands.
+/// From now on a panic's text, and that memory ran out, goes to `say`, in an
+/// executable that allocates by [`Allocator`]. The first caller's word stands.
 pub fn to(say: impl Fn(&str) + Send + Sync + 'static) {
     let _ = HEARS.set(Box::new(say));
     panic::set_hook(Box::new(|panic| {
@@ -34,13 +33,12 @@ pub fn to(say: impl Fn(&str) + Send + Sync + 'static) {
     }));
 }
 
-/// From now on a panic's text, and no backtrace, goes to standard error, where
-/// the standard library says too that memory ran out.
+/// As [`to`], for a process that has a standard error: to that, and nothing else.
 pub fn to_stderr() {
-    panic::set_hook(Box::new(|panic| {
-        // Nobody to tell where that fails, and a panic in here would hide this one.
-        let _ = writeln!(io::stderr(), "postern: {panic}");
-    }));
+    to(|text| {
+        // Nobody to tell where that fails.
+        let _ = writeln!(io::stderr(), "postern: {text}");
+    });
 }
 
 /// The system's allocator, with a reserve to say last words from: what no memory
