@@ -6,12 +6,16 @@ mod support;
 
 #[path = "confinement/attacks.rs"]
 mod attacks;
+#[path = "confinement/barriers.rs"]
+mod barriers;
 #[path = "confinement/ends.rs"]
 mod ends;
 #[path = "confinement/evaluate.rs"]
 mod evaluate;
 #[path = "confinement/generated.rs"]
 mod generated;
+#[path = "confinement/landlock.rs"]
+mod landlock;
 #[path = "confinement/needs.rs"]
 mod needs;
 #[path = "confinement/paths.rs"]
@@ -57,6 +61,13 @@ fn main() -> ExitCode {
             ("a_call_that_no_rule_names_is_death", generated::a_call_that_no_rule_names_is_death),
             #[cfg(target_arch = "x86_64")]
             ("another_entry_is_death", generated::another_entry_is_death),
+            ("every_barrier_stands", barriers::every_barrier_stands),
+            ("each_right_is_a_triplet", landlock::each_right_is_a_triplet),
+            ("each_domain_leaves_what_it_says", landlock::each_domain_leaves_what_it_says),
+            (
+                "what_landlock_does_not_control_the_filter_does",
+                landlock::what_landlock_does_not_control_the_filter_does,
+            ),
             ("a_panic_is_told_and_aborts", ends::a_panic_is_told_and_aborts),
             ("a_lack_of_memory_is_told_and_aborts", ends::a_lack_of_memory_is_told_and_aborts),
             #[cfg(target_arch = "x86_64")]

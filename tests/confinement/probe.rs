@@ -5,10 +5,12 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use nix::libc;
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, fork};
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
 use postern_core::sys::process;
 
 use super::raw::End;
@@ -21,6 +23,8 @@ struct Page {
 
 const PREPARED: i64 = 1;
 const BACK: i64 = 2;
+/// From the parent: the filter is suspended.
+const GO: i64 = 3;
 
 /// Nothing of the parent's runs in a child, not even by a panic.
 struct Stay;
@@ -37,7 +41,7 @@ pub(crate) struct Prober {
 }
 
 impl Prober {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
         // SAFETY: a new mapping, zeroed, never unmapped, larger than a Page, whose
@@ -55,29 +59,97 @@ impl Prober {
     /// # Panics
     /// If `prepare` fails.
     pub(crate) fn probe(&self, prepare: impl FnOnce(), act: impl FnOnce() -> i64) -> End {
-        let page = self.page;
-        page.step.store(0, Ordering::SeqCst);
+        self.page.step.store(0, Ordering::SeqCst);
         // SAFETY: the tests of this target have one thread, so the child may go on
         // with everything; it leaves by _exit.
         match unsafe { fork() }.expect("fork") {
-            ForkResult::Child => {
-                let _stay = Stay;
-                prepare();
-                page.step.store(PREPARED, Ordering::SeqCst);
-                let result = act();
-                page.result.store(result, Ordering::SeqCst);
-                page.step.store(BACK, Ordering::SeqCst);
-                process::exit_now(0)
-            }
+            ForkResult::Child => self.act(prepare, || (), act),
+            ForkResult::Parent { child } => self.ended(waitpid(child, None).expect("the child's end")),
+        }
+    }
+
+    /// As [`Self::probe`], with the child's filter suspended by its tracer once
+    /// `prepare` is done: what stops `act` then is another barrier.
+    ///
+    /// # Panics
+    /// If the kernel can't (CONFIG_CHECKPOINT_RESTORE), or as `probe`.
+    pub(crate) fn without_filter(&self, prepare: impl FnOnce(), act: impl FnOnce() -> i64) -> End {
+        let step = &self.page.step;
+        step.store(0, Ordering::SeqCst);
+        // SAFETY: as in `probe`.
+        match unsafe { fork() }.expect("fork") {
+            ForkResult::Child => self.act(prepare, || self.await_word(), act),
             ForkResult::Parent { child } => {
-                let ended = waitpid(child, None).expect("the child's end");
-                match (page.step.load(Ordering::SeqCst), ended) {
-                    (BACK, _) => End::Back(page.result.load(Ordering::SeqCst)),
-                    (PREPARED, WaitStatus::Signaled(_, signal, _)) => End::Killed(signal as i32),
-                    (PREPARED, WaitStatus::Exited(_, status)) => End::Became(status),
-                    (step, other) => panic!("not made ready: {step}, {other:?}"),
+                self.await_child(child);
+                // SAFETY: changes nothing of this process.
+                let seized =
+                    unsafe { libc::ptrace(libc::PTRACE_SEIZE, child.as_raw(), 0, libc::PTRACE_O_SUSPEND_SECCOMP) };
+                let why = std::io::Error::last_os_error();
+                step.store(GO, Ordering::SeqCst);
+                assert_eq!(seized, 0, "a tracer can't suspend the filter: {why}");
+                loop {
+                    match waitpid(child, None).expect("the child's end") {
+                        WaitStatus::Stopped(_, signal) => ptrace::cont(child, signal).expect("it goes on"),
+                        WaitStatus::PtraceEvent(..) => ptrace::cont(child, None).expect("it goes on"),
+                        ended => return self.ended(ended),
+                    }
                 }
             }
+        }
+    }
+
+    /// Shows a child that `prepare` has made ready, and that does nothing.
+    ///
+    /// # Panics
+    /// If `prepare` fails.
+    pub(crate) fn look_at(&self, prepare: impl FnOnce(), look: impl FnOnce(i32)) {
+        self.page.step.store(0, Ordering::SeqCst);
+        // SAFETY: as in `probe`.
+        match unsafe { fork() }.expect("fork") {
+            ForkResult::Child => self.act(prepare, || self.await_word(), || 0),
+            ForkResult::Parent { child } => {
+                self.await_child(child);
+                look(child.as_raw());
+                self.page.step.store(GO, Ordering::SeqCst);
+                assert_eq!(self.ended(waitpid(child, None).expect("the child's end")), End::Back(0));
+            }
+        }
+    }
+
+    /// In the child: waits for its parent, by memory alone.
+    fn await_word(&self) {
+        while self.page.step.load(Ordering::SeqCst) != GO {
+            std::hint::spin_loop();
+        }
+    }
+
+    /// In the parent: waits until the child is made ready.
+    fn await_child(&self, child: Pid) {
+        while self.page.step.load(Ordering::SeqCst) != PREPARED {
+            let ended = waitpid(child, Some(WaitPidFlag::WNOHANG)).expect("the child's state");
+            assert_eq!(ended, WaitStatus::StillAlive, "not made ready");
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    /// The child's part.
+    fn act(&self, prepare: impl FnOnce(), wait: impl FnOnce(), act: impl FnOnce() -> i64) -> ! {
+        let _stay = Stay;
+        prepare();
+        self.page.step.store(PREPARED, Ordering::SeqCst);
+        wait();
+        let result = act();
+        self.page.result.store(result, Ordering::SeqCst);
+        self.page.step.store(BACK, Ordering::SeqCst);
+        process::exit_now(0)
+    }
+
+    fn ended(&self, ended: WaitStatus) -> End {
+        match (self.page.step.load(Ordering::SeqCst), ended) {
+            (BACK, _) => End::Back(self.page.result.load(Ordering::SeqCst)),
+            (PREPARED | GO, WaitStatus::Signaled(_, signal, _)) => End::Killed(signal as i32),
+            (PREPARED | GO, WaitStatus::Exited(_, status)) => End::Became(status),
+            (step, other) => panic!("not made ready: {step}, {other:?}"),
         }
     }
 }

@@ -120,7 +120,7 @@ fn set_stage() {
 }
 
 /// Gives a descriptor this number for as long as the process lives.
-fn keep(descriptor: OwnedFd, number: u64) {
+pub(crate) fn keep(descriptor: OwnedFd, number: u64) {
     let number = i32::try_from(number).expect("a descriptor");
     let _ = descriptors::move_to(descriptor, number).expect("a descriptor moves").into_raw_fd();
 }
