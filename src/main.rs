@@ -16,8 +16,8 @@ use std::process::ExitCode;
 use postern_broker::say::Level;
 use postern_broker::{Options, Pace, Service, spawner};
 use postern_core::messages::Role;
-use postern_core::policy::Policy;
-use postern_core::policy::written::{self, World};
+use postern_core::policy::written::{self, Origin, World};
+use postern_core::policy::{Narrowing, Policy};
 use postern_core::sys::{last_words, process};
 use postern_tools::cli::{Cli, Command, Run};
 
@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo.run(),
         Command::Call(call) => call.run(),
         Command::Policy(command) => command.run(),
+        Command::Reload(reload) => reload.run(),
         Command::Audit(command) => command.run(),
     }
 }
@@ -65,25 +66,27 @@ fn role(name: &OsString) {
 }
 
 fn run(arguments: Run) -> ExitCode {
-    let Some(policy) = policy(arguments.policy.as_deref()) else { return ExitCode::from(STATUS_POLICY) };
+    let Some((policy, origin)) = policy(arguments.policy.as_deref()) else { return ExitCode::from(STATUS_POLICY) };
     let verbosity = match arguments.verbose {
         0 => Level::Warning,
         1 => Level::Notice,
         _ => Level::Info,
     };
-    let options =
-        Options { policy, channel: arguments.channel, verbosity, service: Service::default(), pace: Pace::Slowed };
+    let service = Service::default();
+    let options = Options { policy, origin, channel: arguments.channel, verbosity, service, pace: Pace::Slowed };
     process::exit_now(serve(options))
 }
 
 /// Reads and checks the policy, and tells the operator what is wrong with it.
-fn policy(path: Option<&Path>) -> Option<Policy> {
-    match written::load(path, &World { wants_accounts: false, ..World::live() }) {
+/// With it, what is needed to read it again.
+fn policy(path: Option<&Path>) -> Option<(Policy, Option<Origin>)> {
+    let world = World { wants_accounts: false, ..World::live() };
+    match written::load(path, &world) {
         Ok(loaded) => {
             for warning in &loaded.warnings {
                 eprintln!("{warning}");
             }
-            Some(loaded.policy)
+            Some((loaded.policy, Origin::new(path, world, Narrowing::default()).ok()))
         }
         Err(mistakes) => {
             eprintln!("{mistakes}");

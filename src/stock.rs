@@ -11,7 +11,8 @@ use std::process::ExitCode;
 use postern_broker::say::Level;
 use postern_broker::{Options, Pace, Service};
 use postern_core::catalogue::Command;
-use postern_core::policy::{Channel, Policy};
+use postern_core::policy::written::Origin;
+use postern_core::policy::{Channel, Narrowing, Policy};
 use postern_core::sys::process;
 use postern_tools::stock::{self, Asked, Stock};
 
@@ -36,24 +37,27 @@ pub(crate) fn run(words: &[OsString]) -> ExitCode {
         }
         Err(why) => return failed(why),
     };
-    let Some(policy) = crate::policy(stock.policy.as_deref().map(Path::new)) else { return ExitCode::FAILURE };
-    match options(&stock, policy) {
+    let Some((policy, origin)) = crate::policy(stock.policy.as_deref().map(Path::new)) else {
+        return ExitCode::FAILURE;
+    };
+    match options(&stock, policy, origin) {
         Ok(options) => process::exit_now(i32::from(crate::serve(options) != 0)),
         Err(why) => failed(why),
     }
 }
 
 /// Narrows the policy, and finds each thing its place.
-fn options(stock: &Stock, mut policy: Policy) -> Result<Options, String> {
+fn options(stock: &Stock, mut policy: Policy, origin: Option<Origin>) -> Result<Options, String> {
     let mut notes = stock.all_notes();
-    let (keep, more) = stock.keep(policy.commands);
+    let (_, more) = stock.keep(policy.commands);
     notes.extend(more);
-    let lost: Vec<&str> = policy.narrow(keep).iter().map(Command::name).collect();
+    // For any policy, as a reload may bring another.
+    let (keep, _) = stock.keep(Command::all().collect());
+    let state = stock.statedir.as_ref().map(|directory| Path::new(directory).join(STATE_NAME));
+    let narrowing = Narrowing { keep: Some(keep), state };
+    let lost: Vec<&str> = narrowing.apply(&mut policy)?.iter().map(Command::name).collect();
     if !lost.is_empty() {
         notes.push(format!("without guest-fsfreeze-thaw these go too: {}", lost.join(", ")));
-    }
-    if let Some(directory) = &stock.statedir {
-        policy.move_state(&Path::new(directory).join(STATE_NAME))?;
     }
     // A socket that a service manager passed comes before what is written, as
     // with stock.
@@ -66,7 +70,8 @@ fn options(stock: &Stock, mut policy: Policy) -> Result<Options, String> {
         notes,
     };
     let verbosity = if stock.verbose { Level::Info } else { Level::Warning };
-    Ok(Options { policy, channel, verbosity, service, pace: Pace::Slowed })
+    let origin = origin.map(|origin| Origin { narrowing, ..origin });
+    Ok(Options { policy, origin, channel, verbosity, service, pace: Pace::Slowed })
 }
 
 /// Whether a service manager passed this process a socket, `sd_listen_fds(3)`.

@@ -84,15 +84,33 @@ pub(crate) fn confinement(
     let mut all = vec![
         one("broker", &broker, capabilities, broker_leaves, &filters::broker(&plan.filter)),
         one("spawner", &others, Vec::new(), "executes its own file", &filters::spawner()),
-        one("worker", &others, Vec::new(), "no path", &filters::worker(&policy.worker_part())),
+        one("worker", &others, Vec::new(), NO_PATH, &filters::worker(&policy.worker_part())),
     ];
     // Without file rules there is none.
     if !policy.files.is_empty() {
         let filter = filters::opener(&policy.opener_part());
-        all.insert(2, one("opener", &others, Vec::new(), "the policy's file rules", &filter));
+        all.insert(2, one("opener", &others, Vec::new(), RULES, &filter));
     }
     all
 }
+
+/// The plan after a reload: broker and spawner stay what they are.
+pub(crate) fn replan(confinement: &mut Vec<Confinement>, policy: &Policy) {
+    let Some(spawner) = confinement.iter().find(|one| one.name == "spawner").cloned() else { return };
+    confinement.retain(|one| matches!(one.name, "broker" | "spawner"));
+    let mut add = |name, landlock, filter: &[seccomp::Rule]| {
+        let (filter_rules, filter_digest) = seccomp::digest(filter);
+        confinement.push(Confinement { name, landlock, filter_rules, filter_digest, ..spawner.clone() });
+    };
+    if !policy.files.is_empty() {
+        add("opener", RULES, &filters::opener(&policy.opener_part()));
+    }
+    add("worker", NO_PATH, &filters::worker(&policy.worker_part()));
+}
+
+/// What the domains of opener and worker leave.
+const RULES: &str = "the policy's file rules";
+const NO_PATH: &str = "no path";
 
 fn starter() -> Who {
     let groups = nix::unistd::getgroups().unwrap_or_default();

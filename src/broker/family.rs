@@ -145,11 +145,20 @@ impl Family {
     pub(crate) fn start<Out: Frame, In: Frame>(&mut self, role: Role) -> Result<Child<Out, In>, Errno> {
         let since = Instant::now();
         self.line(role).born(since);
+        self.start_apart(role)
+    }
+
+    /// The same for a reload, which only root can ask for and which is bounded by
+    /// itself: it takes no birth from who dies, nor waits for one.
+    ///
+    /// # Errors
+    /// As [`Family::start`].
+    pub(crate) fn start_apart<Out: Frame, In: Frame>(&mut self, role: Role) -> Result<Child<Out, In>, Errno> {
         let (pipe, theirs) = Pipe::pair().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))?;
         let id = self.next;
         self.next = self.next.wrapping_add(1);
         self.spawner.send(&SpawnerOrder::Spawn { role, id }, Some(theirs.as_fd()))?;
-        Ok(Child { id, pipe, pid: 0, ready: false, since, untold: VecDeque::new() })
+        Ok(Child { id, pipe, pid: 0, ready: false, since: Instant::now(), untold: VecDeque::new() })
     }
 
     /// The child of this role that was asked for last could not be born.

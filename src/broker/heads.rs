@@ -68,6 +68,8 @@ struct Way {
     address: &'static str,
     form: fn(&Head<'_>) -> Vec<u8>,
     socket: UnixDatagram,
+    /// Whether the policy in force wants it told.
+    on: bool,
     /// A head found no room, and none has gone through since.
     owes: bool,
     /// Heads that could not be sent when they were due, since one that was.
@@ -99,7 +101,7 @@ impl Heads {
         let mut ways = Vec::new();
         for (_, name, address, form) in chosen.into_iter().filter(|(chosen, ..)| *chosen) {
             let socket = datagram::socket()?;
-            let mut way = Way { name, address, form, socket, owes: false, missed: 0, said: false };
+            let mut way = Way { name, address, form, socket, on: true, owes: false, missed: 0, said: false };
             if let Err(why) = way.socket.connect(address) {
                 way.warn(voice, &why);
             }
@@ -116,6 +118,21 @@ impl Heads {
             files: 0,
             held: false,
         })
+    }
+
+    /// Goes on as another policy says, of those whom the start has reached out to.
+    pub(crate) fn adopt(&mut self, audit: &policy::Audit) {
+        (self.records, self.interval) = (audit.heads.records, audit.heads.interval);
+        for way in &mut self.ways {
+            way.on = if way.address == JOURNAL { audit.heads.journal } else { audit.heads.syslog };
+            way.owes &= way.on;
+        }
+    }
+
+    /// Whether journald, and whether syslog was reached out to at the start.
+    pub(crate) fn reached(&self) -> (bool, bool) {
+        let has = |address| self.ways.iter().any(|way| way.address == address);
+        (has(JOURNAL), has(SYSLOG))
     }
 
     /// What the filter must let pass for connecting anew.
@@ -161,7 +178,7 @@ impl Heads {
 
     /// When [`Heads::keep`] is due by time; `None` without a new record.
     pub(crate) fn next(&self) -> Option<Instant> {
-        self.since.filter(|_| !self.held && !self.ways.is_empty()).map(|since| since + self.interval)
+        self.since.filter(|_| !self.held && self.ways.iter().any(|way| way.on)).map(|since| since + self.interval)
     }
 
     /// What to poll for room, while a head waits for it.
@@ -184,7 +201,7 @@ impl Heads {
         self.files = files;
         self.held = false;
         let head = Head { number, hash, log: &self.log, boot_id: &self.boot_id, missed: 0 };
-        for way in &mut self.ways {
+        for way in self.ways.iter_mut().filter(|way| way.on) {
             way.owes = false;
             way.tell(&head, voice);
         }

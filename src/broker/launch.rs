@@ -9,9 +9,9 @@ use std::fs;
 use std::io;
 use std::iter;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -23,94 +23,29 @@ use nix::sys::stat::Mode;
 use postern_core::audit::Run;
 use postern_core::catalogue::{Act, Command};
 use postern_core::confine::filters::{BrokerNeeds, OPEN_DIRECTORY};
-use postern_core::confine::{self, BrokerPlan, ConfineError, caps};
+use postern_core::confine::{self, BrokerPlan, caps};
 use postern_core::messages::{BIRTH_LIMIT, Identity, SpawnerReport};
+use postern_core::policy::compare::Held;
+use postern_core::policy::written::Kept;
 use postern_core::policy::{Channel, Policy};
 use postern_core::sys::{descriptors, last_words, process};
 
 use crate::about::{self, Spawner};
 use crate::accounts::{self, accounts};
 use crate::arrival;
-use crate::background::{self, OwnFileError, Starter};
+use crate::background::{self, Starter};
 use crate::closer::Closer;
 use crate::family::{Family, Pace};
+pub use crate::fatal::Fatal;
 use crate::fsfreeze::{self, Engine, Handles, Memory, MountTable, Remembered};
 use crate::heads::Heads;
-use crate::host::{Host, HostError};
-use crate::log::{self, Log, LogError};
+use crate::host::Host;
+use crate::log::{self, Log};
 use crate::notify::Notify;
 use crate::options::Options;
 use crate::say::{Filesystems, Level, Voice};
 use crate::serve::{Broker, Parts};
 use crate::shutdown::{self, Init, Shutdown};
-
-/// Why the broker did not start, or ended out of order.
-#[derive(Debug, thiserror::Error)]
-pub enum Fatal {
-    /// An account of the policy can't be used.
-    #[error("{0}")]
-    Account(String),
-    /// A barrier could not be put up.
-    #[error("not starting unconfined: {who}: {why}")]
-    Unconfined {
-        /// Which process.
-        who: &'static str,
-        /// Which barrier, and why.
-        why: String,
-    },
-    /// There is no channel.
-    #[error("no channel: {0}")]
-    Host(#[from] HostError),
-    /// The audit log can't be used.
-    #[error("no audit log: {0}")]
-    Log(#[from] LogError),
-    /// The state directory can't be used.
-    #[error("state directory {path}: {why}", path = .0.display(), why = .1)]
-    State(PathBuf, String),
-    /// The spawner ended, or spoke nonsense.
-    #[error("the spawner {0}")]
-    Spawner(&'static str),
-    /// Pidfile or logfile can't be used.
-    #[error("{0}")]
-    OwnFile(#[from] OwnFileError),
-    /// Told to stop, and something could not be thawed.
-    #[error("ending, although filesystems are still frozen; thaw them with: fsfreeze --unfreeze MOUNTPOINT")]
-    StillFrozen,
-    /// An earlier run left something frozen, and this one could not thaw it.
-    #[error(
-        "an earlier run left filesystems frozen, and this one could not thaw them; start it as root with a policy \
-         that allows guest-fsfreeze-thaw, or thaw them (fsfreeze --unfreeze MOUNTPOINT) and remove the file \
-         'frozen' from the state directory"
-    )]
-    CannotThaw,
-    /// A system call failed.
-    #[error("{0} failed: {1}")]
-    Call(&'static str, #[source] io::Error),
-}
-
-impl Fatal {
-    /// The exit status that tells these apart; listed in the README.
-    #[must_use]
-    pub const fn status(&self) -> u8 {
-        match self {
-            Self::Unconfined { .. } | Self::Account(_) => 4,
-            Self::Host(_) => 5,
-            Self::Log(_) => 6,
-            Self::OwnFile(_)
-            | Self::State(..)
-            | Self::Spawner(_)
-            | Self::StillFrozen
-            | Self::CannotThaw
-            | Self::Call(..) => 1,
-        }
-    }
-}
-
-impl From<ConfineError> for Fatal {
-    fn from(why: ConfineError) -> Self {
-        Self::Unconfined { who: "broker", why: why.to_string() }
-    }
-}
 
 fn call<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> Fatal {
     move |why| Fatal::Call(what, why.into())
@@ -141,7 +76,7 @@ pub fn run(options: Options) -> Result<(), Fatal> {
 
 /// The start proper, and the life after it.
 fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) -> Result<(), Fatal> {
-    let Options { policy, channel, verbosity, service, pace } = options;
+    let Options { policy, origin, channel, verbosity, service, pace } = options;
     let executable = about::executable().map_err(call("reading its own executable"))?;
     let mut voice = Voice::new(verbosity, starter);
     last_words::to_stderr();
@@ -178,6 +113,7 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         Notify::default()
     });
     let boot_id = about::line("/proc/sys/kernel/random/boot_id").map_err(call("reading the boot id"))?;
+    let kept = origin.map(Kept::open);
     let heads = Heads::open(&policy.audit, boot_id.clone(), &voice).map_err(call("making a socket"))?;
     let signals = watch_signals()?;
     let passed = channel.is_none() && activated.is_some();
@@ -217,6 +153,10 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
     }
     let state = Some(state).filter(|_| !writes_state.is_empty());
     let mut plan = plan(&policy, &host, &heads, &init, privileged, needs_freeze, state)?;
+    for (_, directory) in kept.iter().flat_map(Kept::directories) {
+        plan.filter.policy.push(directory.as_raw_fd());
+        plan.policy.push(duplicate(directory)?);
+    }
     let named = capabilities.iter().map(ToString::to_string).collect();
     let run = Run {
         version: env!("CARGO_PKG_VERSION"),
@@ -245,6 +185,19 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         // One that a full disk has no room for waits.
         let _ = log.note(&record);
     }
+    let (journal, syslog) = heads.reached();
+    let held = Held {
+        unprivileged: !privileged,
+        opens: policy.commands.contains(Command::FileOpen),
+        freezes: needs_freeze,
+        shuts_down: privileged && policy.needs(Act::Shutdown),
+        syncs: plan.filter.log.is_some_and(|log| log.sync),
+        rotates: plan.filter.log.is_some_and(|log| log.rotate),
+        journal,
+        syslog,
+        channel: channel.is_none() && !passed,
+        ..Held::default()
+    };
     let (confined, (engine, shutdown, closer)) = confine::broker_barriers(plan, || -> Result<_, Fatal> {
         let engine = mounts
             .map(|mounts| Engine::start(mounts, memory, remembered))
@@ -255,6 +208,8 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
     })?;
     let parts = Parts {
         policy,
+        kept,
+        held,
         voice,
         notify,
         heads,
@@ -418,12 +373,14 @@ fn plan(
         reconnects: heads.reconnects(),
         log: None,
         state: Vec::new(),
+        policy: Vec::new(),
     };
     let directory = policy.audit.log.parent().unwrap_or(Path::new("/"));
     Ok(BrokerPlan {
         filter,
         log: Some(look(directory).map_err(call("opening the log's directory"))?),
         state,
+        policy: Vec::new(),
         root: freeze.then(|| look(Path::new("/"))).transpose().map_err(call("opening /"))?,
         sockets: heads
             .directories()

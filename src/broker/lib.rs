@@ -15,6 +15,7 @@ mod closer;
 mod datagram;
 mod decide;
 mod family;
+mod fatal;
 pub mod fsfreeze;
 mod heads;
 mod host;

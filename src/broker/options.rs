@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use postern_core::policy::written::Origin;
 use postern_core::policy::{Channel, Policy};
 
 use crate::family::Pace;
@@ -12,6 +13,8 @@ use crate::say::Level;
 pub struct Options {
     /// The checked policy.
     pub policy: Policy,
+    /// Where it came from, to read it again; none, and it is never reloaded.
+    pub origin: Option<Origin>,
     /// Where to meet the host, if not where the policy says.
     pub channel: Option<Channel>,
     /// What to tell the operator.

@@ -14,6 +14,7 @@ mod clocks;
 mod freezes;
 mod manager;
 mod opens;
+mod reload;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -26,7 +27,9 @@ use postern_core::catalogue::Command;
 use postern_core::confine::Confined;
 use postern_core::messages::{Answer, Role, WirePath};
 use postern_core::policy::Policy;
+use postern_core::policy::compare::Held;
 use postern_core::policy::rules::Mode;
+use postern_core::policy::written::Kept;
 
 use crate::closer::Closer;
 use crate::family::{Family, Opener, Worker};
@@ -42,13 +45,18 @@ use crate::say::{Level, Voice};
 use crate::shutdown::Shutdown;
 use clocks::FAREWELL;
 use manager::Standing;
-use opens::Held;
+use opens::Open;
+use reload::Reload;
 use watch::Watch;
 
 /// What the launch put together.
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) policy: Policy,
+    /// Where it can be read again.
+    pub(crate) kept: Option<Kept>,
+    /// What the start left that a policy can make use of.
+    pub(crate) held: Held,
     pub(crate) voice: Voice,
     pub(crate) notify: Notify,
     pub(crate) heads: Heads,
@@ -119,7 +127,7 @@ pub(crate) struct Broker {
     /// What is known of why the next child is let go of.
     last_words: Option<audit::Text>,
     /// The worker's open files.
-    files: BTreeMap<u64, Held>,
+    files: BTreeMap<u64, Open>,
     opening: Option<Opening>,
     /// Opens whose worker ended while the opener was at them, and that worker.
     unanswered: Vec<(u32, Opening)>,
@@ -136,6 +144,7 @@ pub(crate) struct Broker {
     /// Postern stops, and something did not thaw.
     gave_up: bool,
     landlock_abi: u8,
+    reload: Reload,
     /// What the service manager was told last.
     told: Standing,
     /// Records that a build for tests, broken on purpose, writes behind their
@@ -182,6 +191,7 @@ impl Broker {
             stop_reason: "",
             gave_up: false,
             landlock_abi,
+            reload: Reload::default(),
             told: Standing::default(),
             #[cfg(feature = "sabotage")]
             late: Vec::new(),
@@ -203,6 +213,7 @@ impl Broker {
 
     fn run(&mut self) -> Result<(), Fatal> {
         loop {
+            self.keep_reload();
             self.keep_family()?;
             self.keep_time();
             self.tell_manager();
@@ -234,6 +245,12 @@ impl Broker {
             if awake.worker {
                 self.hear_worker()?;
             }
+            if awake.tried_opener {
+                self.hear_tried_opener();
+            }
+            if awake.tried_worker {
+                self.hear_tried_worker();
+            }
             if awake.manager {
                 self.parts.notify.tell_on();
             }
@@ -257,15 +274,10 @@ impl Broker {
         while let Ok(Some(signal)) = self.parts.signals.read_signal() {
             match Signal::try_from(signal.ssi_signo.cast_signed()) {
                 Ok(Signal::SIGHUP) => {
-                    let up = self.told != Standing::Starting;
-                    if up {
-                        self.parts.notify.reloading();
-                    }
+                    self.ask_reload();
+                    // Whatever becomes of the policy: a rotated log waits for nothing.
                     if let Err(why) = self.parts.log.reopen() {
                         self.log_failed(&why);
-                    }
-                    if up {
-                        self.parts.notify.ready();
                     }
                 }
                 Ok(Signal::SIGTERM) => self.stop("SIGTERM"),

@@ -215,6 +215,8 @@ pub struct Shutdown {
     policy: policy::Shutdown,
     init: Init,
     kernel: Option<mpsc::Sender<ShutdownMode>>,
+    /// Signals and commands that the filter was made for.
+    means: (Vec<i32>, Vec<i32>),
 }
 
 impl Shutdown {
@@ -224,8 +226,23 @@ impl Shutdown {
     /// # Errors
     /// No thread can be had.
     pub fn start(policy: policy::Shutdown, init: Init) -> io::Result<Self> {
-        let kernel = if reboot_commands(&policy, &init).is_empty() { None } else { Some(start_kernel()?) };
-        Ok(Self { policy, init, kernel })
+        let means = (signals(&policy, &init), reboot_commands(&policy, &init));
+        let kernel = if means.1.is_empty() { None } else { Some(start_kernel()?) };
+        Ok(Self { policy, init, kernel, means })
+    }
+
+    /// Whether `policy` takes nothing of this process that the one of the start
+    /// did not.
+    #[must_use]
+    pub fn fits(&self, policy: &policy::Shutdown) -> bool {
+        let within = |all: &[i32], some: &[i32]| some.iter().all(|one| all.contains(one));
+        within(&self.means.0, &signals(policy, &self.init))
+            && within(&self.means.1, &reboot_commands(policy, &self.init))
+    }
+
+    /// From now on decides by this policy, which fits.
+    pub fn adopt(&mut self, policy: policy::Shutdown) {
+        self.policy = policy;
     }
 
     /// Decides; see [`plan`].

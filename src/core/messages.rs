@@ -348,6 +348,9 @@ frames! {
         15 OpenPort { path: WirePath, name: Option<Text> },
         /// Say `Alive`, also in the midst of a long transfer. Note.
         16 Alive {},
+        /// Another worker takes the host over: once no request is half read and
+        /// no answer owed, say `Counted`, then end. Note.
+        17 Retire {},
     }
 }
 

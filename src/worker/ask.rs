@@ -47,6 +47,8 @@ pub(crate) enum Note {
     Frozen(bool),
     /// Count, then end.
     End,
+    /// The same, once nothing is half read and nothing owed.
+    Retire,
 }
 
 /// The broker, from the worker's side.
@@ -276,6 +278,7 @@ fn note(received: Received<Answer>) -> Result<Note, Box<Received<Answer>>> {
         (Answer::ThawFailed { why }, None) => Note::ThawDone(Err(why.to_text())),
         (Answer::Frozen { frozen }, None) => Note::Frozen(frozen),
         (Answer::End {}, None) => Note::End,
+        (Answer::Retire {}, None) => Note::Retire,
         (message, descriptor) => {
             return Err(Box::new(Received { message, descriptor, second: None, sender: received.sender }));
         }

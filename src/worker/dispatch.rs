@@ -102,6 +102,13 @@ impl Session {
         self.forget()
     }
 
+    /// Whether a host is owed an answer that is still to come.
+    pub(crate) fn owes(&self) -> bool {
+        !self.waiting.is_empty()
+            || matches!(self.freeze, Some(Running::Owed(_)))
+            || matches!(self.thaw, Some(Running::Owed(_)))
+    }
+
     /// Nobody waits any more for what was asked for.
     fn forget(&mut self) -> Result<(), BrokerLost> {
         for running in [&mut self.freeze, &mut self.thaw].into_iter().flatten() {
@@ -149,7 +156,7 @@ impl Session {
                 }
                 Ok(())
             }
-            Note::Channel(..) | Note::End => Ok(()),
+            Note::Channel(..) | Note::End | Note::Retire => Ok(()),
         }
     }
 

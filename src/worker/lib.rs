@@ -68,7 +68,8 @@ fn serve(mut broker: Broker) -> Result<std::convert::Infallible, End> {
     };
     broker.ready(confined.standing.clone())?;
     let decoder = Decoder::new(part.limits.clone());
-    let mut worker = Worker { session: Session::new(broker, part, frozen), decoder, channel: None, waiter };
+    let session = Session::new(broker, part, frozen);
+    let mut worker = Worker { session, decoder, channel: None, waiter, retiring: false };
     worker.serve(&confined)
 }
 
@@ -95,6 +96,8 @@ struct Worker {
     decoder: Decoder,
     channel: Option<Channel>,
     waiter: Waiter,
+    /// Another worker takes the host over, at the next end of a message.
+    retiring: bool,
 }
 
 impl Worker {
@@ -104,6 +107,10 @@ impl Worker {
             // those.
             while self.session.broker.has_notes() {
                 self.hear_note()?;
+            }
+            if self.is_to_leave() {
+                self.session.count_up()?;
+                return Err(End::Ordinary);
             }
             let awake: Awake = self.waiter.wait().map_err(|_| End::Broken)?;
             if awake.broker {
@@ -129,6 +136,12 @@ impl Worker {
         }
     }
 
+    /// Nothing of the host's is in here alone: what it sent and nobody read yet
+    /// is in the channel still, for the next worker.
+    fn is_to_leave(&self) -> bool {
+        self.retiring && !self.decoder.is_midway() && !self.session.owes()
+    }
+
     fn hear_note(&mut self) -> Result<(), End> {
         let Some(note) = self.session.broker.next_note()? else { return Ok(()) };
         match note {
@@ -143,6 +156,10 @@ impl Worker {
                 self.session.count_up()?;
                 Err(End::Ordinary)
             }
+            Note::Retire => {
+                self.retiring = true;
+                Ok(())
+            }
             other => {
                 let outcome = self.session.note(other, self.channel.as_ref());
                 self.settle(outcome)
@@ -154,7 +171,7 @@ impl Worker {
     /// left.
     fn hear_host(&mut self) -> Result<(), End> {
         let mut heard = false;
-        while let Some(channel) = &self.channel {
+        while let Some(channel) = self.channel.as_ref().filter(|_| !self.is_to_leave()) {
             let room = self.decoder.space();
             let size = room.len();
             match channel.read(room) {

@@ -86,7 +86,8 @@ pub(crate) fn broker(arguments: &[String]) {
     // Where the test is the spawner, a worker's life costs nothing.
     let is_matrix = script_of_first().as_deref() == Some(matrix::standin::SCRIPT);
     let pace = if is_matrix { Pace::AtOnce } else { Pace::Slowed };
-    let options = Options { policy, channel: None, verbosity, service: postern_broker::Service::default(), pace };
+    let service = postern_broker::Service::default();
+    let options = Options { policy, origin: None, channel: None, verbosity, service, pace };
     let ended = postern_broker::run(options);
     if let Err(fatal) = &ended {
         eprintln!("postern: {fatal}");

@@ -6,8 +6,9 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use postern_core::audit::{Body, Opening, Record, Timestamp};
+use postern_core::audit::{Body, Opening, Record, Run, Timestamp};
 use postern_core::messages::Barrier;
+use postern_core::policy::Audit;
 
 use super::{Log, LogError, rotated};
 
@@ -32,6 +33,19 @@ pub(super) enum Room {
 }
 
 impl Log {
+    /// Goes on as another policy says, in the same place. Touches no file.
+    pub fn adopt(&mut self, audit: &Audit, policy: impl FnOnce(&mut Run)) {
+        self.audit = audit.clone();
+        self.rotate_at = audit.rotate_bytes.unwrap_or(u64::MAX);
+        policy(&mut self.run);
+        if audit.rotate_bytes.is_none() {
+            self.surplus.clear();
+        }
+        self.weigh();
+        // What is too old by now, and what there is room for, shows at the next count.
+        self.counted = None;
+    }
+
     /// Whether there may be room for the records of an open: asked before any
     /// of it is done. Files that were moved away show within a minute.
     pub fn takes_opens(&mut self) -> Result<(), LogError> {

@@ -12,6 +12,7 @@ use postern_core::audit::{Closing, End, Record, Stands};
 use postern_core::ipc::{Frame, ReceiveError, Sender};
 use postern_core::messages::{Answer, Barrier, Role, SpawnerReport, Standing};
 
+use super::reload::RELOADED;
 use super::{Broker, Gone, text};
 use crate::decide::Refusal;
 use crate::family::{Child, Opener};
@@ -76,7 +77,7 @@ impl Broker {
     /// When the next worker is to be born, if one is missing. No worker is due
     /// while there is no port; the time to look for one is.
     pub(super) fn worker_due(&self) -> Option<Instant> {
-        if self.worker.is_some() || self.stopping.is_some() {
+        if self.worker.is_some() || self.stopping.is_some() || self.reload.has_worker() {
             return None;
         }
         let birth = self.parts.family.next_birth(Role::Worker).1;
@@ -154,6 +155,9 @@ impl Broker {
         if self.opener.as_ref().is_some_and(|opener| opener.id == id) {
             self.lose_opener();
         }
+        if self.reload.tries(id) {
+            self.tried_ended(&format!("ended ({end:?})"));
+        }
         let Some(at) = self.gone.iter().position(|gone| gone.id == id) else { return Ok(()) };
         let gone = self.gone.swap_remove(at);
         if self.stopping.is_some() && end == End::Exited(0) {
@@ -197,6 +201,11 @@ impl Broker {
 
     /// A child was not born. One that was before will be tried again.
     fn not_spawned(&mut self, id: u32, errno: Errno) -> Result<(), Fatal> {
+        if self.reload.tries(id) {
+            self.tried_ended(&format!("could not be started: {errno}"));
+            self.gone.retain(|gone| gone.id != id);
+            return Ok(());
+        }
         let role = if self.worker.as_ref().is_some_and(|worker| worker.id == id) { Role::Worker } else { Role::Opener };
         if !self.has_stood(role) {
             return Err(Fatal::Call("starting a child", errno.into()));
@@ -234,7 +243,11 @@ impl Broker {
         if let Some(opening) = self.opening.take() {
             self.leave_unanswered(worker.id, opening);
         }
-        let why = if self.stopping.is_some() { Closing::Stopping } else { Closing::WorkerDied };
+        let why = match (&self.stopping, self.reload.is_leaving()) {
+            (Some(_), _) => Closing::Stopping,
+            (None, true) => Closing::Reloaded,
+            (None, false) => Closing::WorkerDied,
+        };
         for (handle, held) in std::mem::take(&mut self.files) {
             self.note(&held.closed(worker.id, handle, why, None));
         }
@@ -257,9 +270,11 @@ impl Broker {
     /// was confined, and so could hear somebody, has crashed then.
     pub(super) fn let_go<Out: Frame, In: Frame>(&mut self, role: Role, child: &Child<Out, In>, unasked: bool) {
         self.parts.family.kill(child.id);
-        let why = self.last_words.take();
-        let blameless = role == Role::Worker && self.parts.host.is_gone();
-        let is_crash = unasked && child.ready;
+        let leaves = role == Role::Worker && self.reload.is_leaving();
+        let why = self.last_words.take().or_else(|| leaves.then(|| text(RELOADED)));
+        let reloaded = why.as_ref().is_some_and(|why| why.bytes() == RELOADED);
+        let blameless = reloaded || (role == Role::Worker && self.parts.host.is_gone());
+        let is_crash = unasked && child.ready && !reloaded;
         if is_crash {
             self.parts.family.crashed(role);
         }

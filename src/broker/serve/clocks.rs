@@ -43,6 +43,8 @@ pub(super) struct Awake {
     pub(super) manager: bool,
     pub(super) heads: bool,
     pub(super) news: bool,
+    pub(super) tried_opener: bool,
+    pub(super) tried_worker: bool,
 }
 
 pub(super) fn boottime() -> Duration {
@@ -67,6 +69,8 @@ impl Broker {
             self.parts.notify.awaited().map(|manager| (manager, PollFlags::POLLOUT)),
             // While it is there, nothing in /dev is news.
             self.parts.host.port().filter(|port| port.is_gone()).map(|port| (port.news(), read)),
+            self.reload.opener().map(|opener| (opener.pipe.as_fd(), opener.awaited())),
+            self.reload.worker().map(|worker| (worker.pipe.as_fd(), worker.awaited())),
         ];
         let heads = self.parts.heads.awaited().map(|way| (way, PollFlags::POLLOUT));
         let mut watched: Vec<PollFd<'_>> =
@@ -92,6 +96,8 @@ impl Broker {
             host: next(sources[5].is_some()),
             manager: next(sources[6].is_some()),
             news: next(sources[7].is_some()),
+            tried_opener: next(sources[8].is_some()),
+            tried_worker: next(sources[9].is_some()),
             heads: ready.any(|ready| ready),
         })
     }
@@ -108,7 +114,8 @@ impl Broker {
         let opener = self.opener.as_ref().and_then(Child::given_up_at);
         let watchdog = self.parts.notify.next();
         let head = self.parts.heads.next();
-        let times = [opening, thaw, farewell, worker, opener, self.next_question(), watchdog, head];
+        let reload = self.reload.due(self.may_reload());
+        let times = [opening, thaw, farewell, worker, opener, self.next_question(), watchdog, head, reload];
         births.into_iter().chain(times).flatten().min()
     }
 

@@ -56,7 +56,8 @@ impl Broker {
     pub(super) fn tell_manager(&mut self) {
         self.parts.notify.keep_alive(std::time::Instant::now());
         let standing = self.standing();
-        if standing == self.told {
+        let news = std::mem::take(&mut self.reload.news);
+        if standing == self.told && !news {
             return;
         }
         if self.told == Standing::Starting && standing != Standing::Stopping {
@@ -66,7 +67,8 @@ impl Broker {
         if standing == Standing::Stopping {
             self.parts.notify.stopping();
         }
-        self.parts.notify.status(&standing.to_string());
+        let kept = self.reload.kept.as_ref().map_or_else(String::new, |why| format!("; the new policy was refused: {why}"));
+        self.parts.notify.status(&format!("{standing}{kept}"));
         self.told = standing;
     }
 

@@ -216,7 +216,7 @@ impl Broker {
             let refusal = no_record(facts.rule.into(), Some(facts.path.clone()));
             return self.refuse_open(&opening.path, opening.mode, refusal);
         }
-        self.files.insert(opening.handle, Held { path: facts.path.clone(), look, at_grant });
+        self.files.insert(opening.handle, Open { path: facts.path.clone(), look, at_grant });
         self.heard_worker();
         self.answer(&Answer::Opened { handle: opening.handle }, Some(file));
     }
@@ -277,7 +277,7 @@ impl Broker {
 
 /// A file that the worker holds.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct Open {
     /// Its resolved path.
     path: WirePath,
     /// The object, `O_PATH`: it can be asked how it stands, no more. A duplicate
@@ -288,7 +288,7 @@ pub(super) struct Held {
     at_grant: Object,
 }
 
-impl Held {
+impl Open {
     /// The record of the handle's end. What the kernel says of the object is
     /// asked without waiting for a server.
     pub(super) fn closed(&self, child: u32, handle: u64, why: Closing, used: Option<Use>) -> Record {

@@ -6,7 +6,7 @@
 
 use super::fields::{
     FAILED, LEFT, MISSING, MOUNTS, closing, log_opened, moment, put_after, put_asked, put_child, put_errno, put_file,
-    put_left_out, put_lost, put_mounts, put_peer, put_process, put_shutdown, put_stands, reason, refusal, refused_by,
+    put_left_out, put_lost, put_mounts, put_peer, put_process, put_refused_policy, put_reloaded, put_shutdown, put_stands, reason, refusal, refused_by,
     text, thaw_cause, time,
 };
 use super::json::{Fields, Value, members};
@@ -133,6 +133,9 @@ fn head(record: &Record) -> Head {
         Record::ProcessDied { .. } => row("process-died", &["process"], &["end"], "failure", None),
         Record::MalformedFrame { .. } =>
             row("malformed-frame", &["intrusion_detection"], &["denied"], "failure", Some("refused")),
+        Record::PolicyReloaded(_) =>
+            row("policy-reloaded", &["configuration"], &["change"], "success", None),
+        Record::PolicyKept { .. } => row("policy-kept", &["configuration"], &["info"], "failure", Some("refused")),
         Record::Counted { .. } => row("counted", &["api"], &["info"], "success", None),
         Record::Repeated { .. } => row("repeated", &["api"], &["denied", "info"], "failure", None),
         Record::LogRemoved { .. } => row("log-removed", &["file"], &["deletion"], "unknown", Some("asked")),
@@ -289,6 +292,11 @@ fn details(record: &Record, out: &mut Fields) {
         Record::MalformedFrame { role, child, reason } => {
             text(out, "event.reason", "postern.reason_bytes", reason);
             put_process(out, *role, *child);
+        }
+        Record::PolicyReloaded(reloaded) => put_reloaded(out, reloaded),
+        Record::PolicyKept { reason, refused, restart } => {
+            text(out, "event.reason", "postern.reason_bytes", reason);
+            put_refused_policy(out, refused.as_ref(), restart);
         }
         Record::Counted { child, counts } => {
             put_child(out, *child);

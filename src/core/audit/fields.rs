@@ -10,9 +10,10 @@ use nix::errno::Errno;
 
 use super::json::{Fields, Value, hex};
 use super::mounts::Mounts;
-use super::record::{After, Closing, Lost, Peer, Role, Stands, ThawCause};
+use super::record::{After, Closing, Lost, Peer, Reloaded, Role, Stands, ThawCause};
 use super::run::{Confinement, Opening, Run};
 use super::text::Text;
+use crate::catalogue::CommandSet;
 use crate::messages::{Barrier, Denial, Facts};
 use crate::policy::ShutdownMethod;
 use crate::policy::rules::{Mode, Types};
@@ -35,15 +36,41 @@ pub(super) fn log_opened(out: &mut Fields, run: &Run, why: Opening) {
     out.push(("host.os.kernel", Value::Str(run.kernel.clone().into())));
     out.push(("host.boot.id", Value::Str(run.boot_id.clone().into())));
     out.push(("postern.version", Value::Str(run.version.into())));
-    out.push(("postern.policy_digest", digested(&run.policy_digest)));
-    out.push(("postern.policy_in_force", digested(&run.policy_in_force)));
-    let commands = run.commands.iter().map(|command| command.name().to_owned()).collect();
-    out.push(("postern.commands", Value::List(commands)));
-    out.push(("postern.file_rules", Value::Number(run.file_rules as u64)));
+    policy(out, &run.policy_digest, &run.policy_in_force, run.commands, run.file_rules);
     text(out, "postern.channel", "postern.channel_bytes", &run.channel);
     out.push(("postern.privileged", Value::Bool(run.privileged)));
     out.push(("postern.landlock_abi", Value::Number(run.landlock_abi.into())));
     out.push(("postern.confinement", Value::Object(run.confinement.iter().map(confinement).collect())));
+}
+
+/// What a policy comes down to.
+fn policy(out: &mut Fields, digest: &[u8; 32], in_force: &[u8; 32], commands: CommandSet, file_rules: usize) {
+    out.push(("postern.policy_digest", digested(digest)));
+    out.push(("postern.policy_in_force", digested(in_force)));
+    let commands = commands.iter().map(|command| command.name().to_owned()).collect();
+    out.push(("postern.commands", Value::List(commands)));
+    out.push(("postern.file_rules", Value::Number(file_rules as u64)));
+}
+
+pub(super) fn put_reloaded(out: &mut Fields, new: &Reloaded) {
+    policy(out, &new.digest, &new.in_force, new.commands, new.file_rules);
+    put_words(out, "postern.tightened", &new.tightened);
+    put_words(out, "postern.widened", &new.widened);
+    put_words(out, "postern.surplus", &new.surplus);
+}
+
+pub(super) fn put_refused_policy(out: &mut Fields, digest: Option<&[u8; 32]>, restart: &[&'static str]) {
+    if let Some(digest) = digest {
+        out.push(("postern.policy_refused", digested(digest)));
+    }
+    put_words(out, "postern.restart", restart);
+}
+
+/// A list of words of our own, unless it is empty.
+fn put_words(out: &mut Fields, name: &'static str, words: &[&'static str]) {
+    if !words.is_empty() {
+        out.push((name, Value::List(words.iter().map(|&word| word.to_owned()).collect())));
+    }
 }
 
 /// One process of a plan, under its name.
@@ -241,6 +268,7 @@ pub(super) const fn closing(why: Closing) -> &'static str {
         Closing::Host => "closed by the host",
         Closing::WorkerDied => "the worker died",
         Closing::Stopping => "postern is stopping",
+        Closing::Reloaded => "the policy was reloaded",
     }
 }
 

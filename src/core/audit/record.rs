@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use super::mounts::Mounts;
 use super::run::{Opening, Run};
 use super::text::Text;
-use crate::catalogue::Command;
+use crate::catalogue::{Command, CommandSet};
 use crate::messages::{self, Barrier, Denial, Facts, Use};
 use crate::policy::rules::Mode;
 use crate::policy::{ShutdownMethod, ShutdownMode};
@@ -37,6 +37,8 @@ pub enum Closing {
     WorkerDied,
     /// postern is stopping.
     Stopping,
+    /// A new policy came into force, with a new worker.
+    Reloaded,
 }
 
 /// What made the broker thaw.
@@ -127,6 +129,26 @@ pub struct Lost {
     pub unwritten: u64,
     /// The last error of writing, if that was why.
     pub errno: Option<Errno>,
+}
+
+/// A policy that comes into force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reloaded {
+    /// SHA-256 of its files, as read.
+    pub digest: [u8; 32],
+    /// SHA-256 of it as it holds; see `Policy::in_force`.
+    pub in_force: [u8; 32],
+    /// Commands that the host may use.
+    pub commands: CommandSet,
+    /// Number of file rules.
+    pub file_rules: usize,
+    /// Keys of which it takes something away.
+    pub tightened: Vec<&'static str>,
+    /// Keys of which it gives something.
+    pub widened: Vec<&'static str>,
+    /// What the broker may still do that the policy has no use for, until the
+    /// next start.
+    pub surplus: Vec<&'static str>,
 }
 
 /// One event.
@@ -362,6 +384,17 @@ pub enum Record {
         child: u32,
         /// What was wrong, in one line.
         reason: Text,
+    },
+    /// A new policy is about to come into force.
+    PolicyReloaded(Box<Reloaded>),
+    /// A reload was asked for, and the policy in force stays.
+    PolicyKept {
+        /// Why, in one line.
+        reason: Text,
+        /// SHA-256 of the files that were not taken, if they could be read.
+        refused: Option<[u8; 32]>,
+        /// Keys that a new start is needed for.
+        restart: Vec<&'static str>,
     },
     /// How often the commands that are counted, not listed, were answered
     /// since the last such record. The worker's own word.

@@ -192,6 +192,8 @@ pub struct BrokerPlan {
     pub root: Option<OwnedFd>,
     /// Directories of the sockets that it may connect to anew.
     pub sockets: Vec<OwnedFd>,
+    /// Directories of the policy's files, which it reads again for a reload.
+    pub policy: Vec<OwnedFd>,
 }
 
 /// First half of the broker's confinement, before its threads start: account,
@@ -220,7 +222,7 @@ pub fn broker_barriers<T, E: From<ConfineError>>(
     plan: BrokerPlan,
     threads: impl FnOnce() -> Result<T, E>,
 ) -> Result<(Confined, T), E> {
-    let BrokerPlan { filter, log, state, root, sockets } = plan;
+    let BrokerPlan { filter, log, state, root, sockets, policy } = plan;
     let mut grants = Vec::new();
     if let Some(object) = log {
         let mut access = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::ReadDir;
@@ -238,6 +240,7 @@ pub fn broker_barriers<T, E: From<ConfineError>>(
     if let Some(object) = root {
         grants.push(Grant { object, access: AccessFs::ReadDir.into() });
     }
+    grants.extend(policy.into_iter().map(|object| Grant { object, access: AccessFs::ReadFile.into() }));
     // Kernels before ABI 9 know no such right, and need none.
     grants.extend(sockets.into_iter().map(|object| Grant { object, access: AccessFs::ResolveUnix.into() }));
     let domain = if filter.signals.is_empty() { Domain::Everything } else { Domain::EverythingButSignals };

@@ -10,6 +10,7 @@ use std::os::fd::RawFd;
 
 use super::super::seccomp::{Rule, When, permit};
 use super::{CREATE_STATE, OPEN_DIRECTORY, OPEN_LOG, OPEN_OWN, common, flags, int};
+use crate::policy::written::OPEN_SOURCE;
 use crate::policy::{Audit, Fsync};
 
 /// What the broker's acts come down to, under a policy and an init.
@@ -30,6 +31,8 @@ pub struct BrokerNeeds {
     /// Descriptors of the state directory, each the same for the broker's whole
     /// life, in which it replaces and removes state files.
     pub state: Vec<RawFd>,
+    /// The directories of its policy, the same for the broker's whole life.
+    pub policy: Vec<RawFd>,
 }
 
 /// A datagram socket that may be connected anew, to the name that it had.
@@ -77,14 +80,14 @@ impl LogNeeds {
 #[must_use]
 pub const fn broker_leaves(lists: bool, rotates: bool, remembers: bool) -> &'static str {
     match (lists, rotates, remembers) {
-        (true, false, true) => "lists directories; its log and state",
-        (true, false, false) => "lists directories; its log",
-        (true, true, true) => "lists directories; its log, whose files it renames and removes, and state",
-        (true, true, false) => "lists directories; its log, whose files it renames and removes",
-        (false, false, true) => "its log and state",
-        (false, false, false) => "its log",
-        (false, true, true) => "its log, whose files it renames and removes, and state",
-        (false, true, false) => "its log, whose files it renames and removes",
+        (true, false, true) => "lists directories; reads its policy; its log and state",
+        (true, false, false) => "lists directories; reads its policy; its log",
+        (true, true, true) => "lists directories; reads its policy; its log, whose files it renames and removes, and state",
+        (true, true, false) => "lists directories; reads its policy; its log, whose files it renames and removes",
+        (false, false, true) => "reads its policy; its log and state",
+        (false, false, false) => "reads its policy; its log",
+        (false, true, true) => "reads its policy; its log, whose files it renames and removes, and state",
+        (false, true, false) => "reads its policy; its log, whose files it renames and removes",
     }
 }
 
@@ -105,6 +108,7 @@ pub fn broker(needs: &BrokerNeeds) -> Vec<Rule> {
     rules.extend(meeting(needs));
     rules.extend(needs.log.into_iter().flat_map(logging));
     rules.extend(needs.state.iter().copied().flat_map(remembering));
+    rules.extend(needs.policy.iter().copied().flat_map(rereading));
     rules.extend(acting(needs));
     rules
 }
@@ -112,7 +116,7 @@ pub fn broker(needs: &BrokerNeeds) -> Vec<Rule> {
 /// What it takes to serve a worker, whatever the policy.
 fn always() -> Vec<Rule> {
     vec![
-        permit!(read, "signals, the engine's notes, news of /dev"),
+        permit!(read, "signals, the engine's notes, news of /dev, the policy"),
         permit!(write, "the log, at its end by how it was opened; stderr; waking the loop"),
         permit!(writev, "stderr"),
         permit!(pread64, "mountinfo, the log's last record, state files, the kernel's list of drivers"),
@@ -150,7 +154,7 @@ fn always() -> Vec<Rule> {
             "its log after a rotation, only ever at its end"
         ),
         permit!(fstat, "whose a file is"),
-        permit!(statx, "which mount a descriptor is on; whether an unplugged port is back"),
+        permit!(statx, "which mount a descriptor is on; whether an unplugged port is back; whose the policy is"),
         #[cfg(target_arch = "x86_64")]
         permit!(poll, "waiting"),
     ]
@@ -218,6 +222,24 @@ fn remembering(directory: RawFd) -> Vec<Rule> {
             unlinkat,
             [When::Is(0, directory), When::Is(2, 0)],
             "removing a state file that is no longer true, or that a killed run left unfinished"
+        ),
+    ]
+}
+
+/// What it takes to read the policy again, from one directory of its sources.
+fn rereading(directory: RawFd) -> [Rule; 3] {
+    let directory = int(directory);
+    [
+        permit!(
+            openat,
+            [When::Is(0, directory), When::Is(2, flags(OPEN_SOURCE))],
+            "the policy's files, on a reload: Landlock lets it read no others there"
+        ),
+        permit!(getdents64, [When::Is(0, directory)], "the policy's drop-ins, on a reload"),
+        permit!(
+            lseek,
+            [When::Is(0, directory), When::Is(1, 0), When::Is(2, int(libc::SEEK_SET))],
+            "listing the policy's drop-ins anew"
         ),
     ]
 }

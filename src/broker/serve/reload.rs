@@ -1,0 +1,414 @@
+//! A new policy for a broker that runs: read, compared, tried on, put in force;
+//! or left, and the old one stays, all of it.
+//!
+//! An opener and a worker are born under the new policy beside the old ones. Only
+//! once both are confined is the old worker asked to leave, which it does between
+//! two requests, under the old rules to its end. Then comes the record, and then
+//! the new policy is in force: no effect under it is older. Filesystems that are
+//! frozen, and the host's connection, are none of this file's business.
+//!
+//! Trust: root, by the signal and by the files. A candidate is what it says only
+//! once it has said that it is confined.
+
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use postern_core::audit::{Record, Reloaded};
+use postern_core::catalogue::Act;
+use postern_core::ipc::{Frame, ReceiveError, Sender};
+use postern_core::messages::{Answer, Ask, OpenerReport, Role, Standing};
+use postern_core::policy::Policy;
+use postern_core::policy::compare::{Comparison, Held, Outcome, compare};
+use postern_core::policy::written::PolicyError;
+
+use super::manager::Standing as Status;
+use super::{Broker, Gone, text};
+use crate::about;
+use crate::family::{Child, Opener, Worker};
+use crate::say::Level;
+
+/// Between two attempts: a thousand signals are as good as one.
+const APART: Duration = Duration::from_secs(1);
+/// How long the old worker may take to be done with its request. A request that
+/// is half here, or a reply that a host is slow to take, has so long.
+const LEAVE: Duration = Duration::from_secs(10);
+/// So many mistakes of a policy are told, one a line.
+const TOLD: usize = 8;
+
+/// What there is to reload, and how far it is.
+#[derive(Debug, Default)]
+pub(super) struct Reload {
+    /// A signal came that nothing was done about yet.
+    asked: bool,
+    /// The service manager was told that it is being seen to.
+    announced: bool,
+    /// No attempt before.
+    next: Option<Instant>,
+    candidate: Option<Candidate>,
+    /// Why the last attempt came to nothing, for the unit's status.
+    pub(super) kept: Option<String>,
+    /// The manager does not know that yet.
+    pub(super) news: bool,
+}
+
+/// A policy that is tried on.
+#[derive(Debug)]
+struct Candidate {
+    policy: Policy,
+    comparison: Comparison,
+    opener: Option<Tried<Opener>>,
+    worker: Option<Tried<Worker>>,
+    /// Until when the old worker may take to leave, once it was asked to.
+    leaves: Option<Instant>,
+}
+
+/// A child under the new policy, and what it said first.
+#[derive(Debug)]
+struct Tried<C> {
+    child: C,
+    stands: Option<(Standing, Option<Sender>)>,
+}
+
+impl<C> Tried<C> {
+    const fn new(child: C) -> Self {
+        Self { child, stands: None }
+    }
+}
+
+impl Reload {
+    /// A worker is there for when the one that leaves has left.
+    pub(super) fn has_worker(&self) -> bool {
+        self.candidate.as_ref().is_some_and(|candidate| candidate.worker.is_some())
+    }
+
+    /// The old worker was asked to leave.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.candidate.as_ref().is_some_and(|candidate| candidate.leaves.is_some())
+    }
+
+    pub(super) fn opener(&self) -> Option<&Opener> {
+        Some(&self.candidate.as_ref()?.opener.as_ref()?.child)
+    }
+
+    pub(super) fn worker(&self) -> Option<&Worker> {
+        Some(&self.candidate.as_ref()?.worker.as_ref()?.child)
+    }
+
+    /// Whether a child belongs to the policy that is tried on.
+    pub(super) fn tries(&self, id: u32) -> bool {
+        self.opener().is_some_and(|child| child.id == id) || self.worker().is_some_and(|child| child.id == id)
+    }
+
+    fn ended(&mut self, kept: Option<String>) {
+        self.news |= self.kept != kept;
+        self.kept = kept;
+    }
+
+    /// When something is due; `free` says that nothing forbids an attempt.
+    pub(super) fn due(&self, free: bool) -> Option<Instant> {
+        match &self.candidate {
+            Some(candidate) => {
+                let births = self.opener().and_then(Child::given_up_at).into_iter();
+                births.chain(self.worker().and_then(Child::given_up_at)).chain(candidate.leaves).min()
+            }
+            None => self.next.filter(|_| self.asked && free),
+        }
+    }
+}
+
+impl Broker {
+    /// A signal: the policy is to be read anew.
+    pub(super) fn ask_reload(&mut self) {
+        self.reload.asked = self.parts.kept.is_some();
+        // One that starts tells its manager so already.
+        if self.told != Status::Starting {
+            self.parts.notify.reloading();
+            self.reload.announced = true;
+        }
+    }
+
+    /// Whether an attempt may begin. Not while a freeze or thaw is under way, of
+    /// which nobody knows yet how it ends: a worker is owed its end.
+    pub(super) fn may_reload(&self) -> bool {
+        self.told != Status::Starting && self.stopping.is_none() && !self.is_freezing()
+    }
+
+    fn is_freezing(&self) -> bool {
+        self.freezing.is_some() || self.owes_thaw || self.status() == crate::fsfreeze::Status::Freezing
+    }
+
+    /// Goes on with a reload; called by the loop, once each time round.
+    pub(super) fn keep_reload(&mut self) {
+        if self.stopping.is_some() {
+            self.drop_candidate("postern is stopping");
+        } else if self.reload.candidate.is_some() {
+            self.try_on();
+        } else if self.reload.asked && self.may_reload() && self.reload.next.is_none_or(|next| Instant::now() >= next) {
+            self.reload.asked = false;
+            self.reload.next = Some(Instant::now() + APART);
+            self.begin_reload();
+        }
+        if self.reload.announced && self.reload.candidate.is_none() {
+            self.reload.announced = false;
+            self.parts.notify.ready();
+        }
+    }
+
+    fn begin_reload(&mut self) {
+        let Some(kept) = &self.parts.kept else { return };
+        let loaded = match kept.load() {
+            Ok(loaded) => loaded,
+            Err(mistakes) => return self.policy_is_bad(&mistakes),
+        };
+        let held = Held { shutdown_fits: self.shutdown_fits(&loaded.policy), ..self.parts.held.clone() };
+        let comparison = compare(&self.parts.policy, &loaded.policy, &held);
+        match comparison.outcome(self.is_frozen()) {
+            Outcome::Unchanged => {
+                self.reload.ended(None);
+                self.say(Level::Info, "the policy has not changed");
+            }
+            Outcome::Kept(why) => self.keep_policy(&why, Some(&loaded.policy), comparison.restart),
+            Outcome::Fits => {
+                for warning in &loaded.warnings {
+                    self.say(Level::Warning, &one_line(&warning.to_string()));
+                }
+                self.bear_candidate(loaded.policy, comparison);
+            }
+        }
+    }
+
+    fn shutdown_fits(&self, policy: &Policy) -> bool {
+        !policy.needs(Act::Shutdown) || (self.parts.held.shuts_down && self.parts.shutdown.fits(&policy.shutdown))
+    }
+
+    fn policy_is_bad(&mut self, mistakes: &PolicyError) {
+        for mistake in mistakes.mistakes.iter().take(TOLD) {
+            self.say(Level::Error, &one_line(&mistake.to_string()));
+        }
+        let more = match mistakes.mistakes.len() {
+            0 | 1 => String::new(),
+            count => format!(", and {} more", count - 1),
+        };
+        let first = mistakes.mistakes.first().map(|mistake| one_line(&mistake.to_string())).unwrap_or_default();
+        self.keep_policy(&format!("{first}{more}"), None, Vec::new());
+    }
+
+    /// The old policy stays: says so, in the record, to the operator, and in the
+    /// unit's status.
+    fn keep_policy(&mut self, why: &str, refused: Option<&Policy>, restart: Vec<&'static str>) {
+        let refused = refused.map(|policy| policy.digest);
+        self.note(&Record::PolicyKept { reason: text(why.as_bytes()), refused, restart });
+        self.say(Level::Error, &format!("the policy in force stays: {why}"));
+        self.reload.ended(Some(why.to_owned()));
+    }
+
+    /// Starts an opener and a worker under the new policy.
+    fn bear_candidate(&mut self, policy: Policy, comparison: Comparison) {
+        match self.births(&policy) {
+            Ok((opener, worker)) => {
+                let (opener, worker) = (opener.map(Tried::new), worker.map(Tried::new));
+                self.reload.candidate = Some(Candidate { policy, comparison, opener, worker, leaves: None });
+                self.try_on();
+            }
+            Err(why) => self.keep_policy(&why, Some(&policy), Vec::new()),
+        }
+    }
+
+    fn births(&mut self, policy: &Policy) -> Result<(Option<Opener>, Option<Worker>), String> {
+        let failed = |errno: Errno| format!("no process could be started: {errno}");
+        let mut opener = None;
+        if !policy.files.is_empty() {
+            let mut part = policy.opener_part();
+            // As at a replacement, what is not there any more ends nothing. What
+            // is new must be there.
+            for rule in part.rules.iter_mut().filter(|rule| self.parts.policy.files.contains(rule)) {
+                rule.optional = true;
+            }
+            let orders = part.orders().map_err(|path| format!("{} is too long", path.display()))?;
+            let child: Opener = self.parts.family.start_apart(Role::Opener).map_err(failed)?;
+            opener.insert(child).tell(orders).map_err(failed)?;
+        }
+        // Without a port there is none, and the next one is of the new policy.
+        let mut worker = None;
+        if self.worker.is_some() {
+            let child: Worker = self.parts.family.start_apart(Role::Worker).map_err(failed)?;
+            let setup = Answer::Setup { part: policy.worker_part(), frozen: self.is_frozen() };
+            worker.insert(child).tell([setup]).map_err(failed)?;
+        }
+        Ok((opener, worker))
+    }
+
+    /// Trust: as good as its confinement.
+    pub(super) fn hear_tried_opener(&mut self) {
+        let Some(tried) = self.reload.candidate.as_mut().and_then(|candidate| candidate.opener.as_mut()) else { return };
+        let _ = tried.child.tell_on();
+        let why = match tried.child.pipe.try_receive().map(|received| (received.message, received.sender)) {
+            Ok((OpenerReport::Ready { standing }, sender)) if tried.stands.is_none() => {
+                return tried.stand(standing, sender);
+            }
+            Ok((OpenerReport::Unconfined { why }, _)) => why.to_text(),
+            Ok((OpenerReport::Panicked { message }, _)) => message.to_text(),
+            Err(ReceiveError::Empty) => return,
+            Ok(_) | Err(ReceiveError::Malformed(_)) => "it spoke nonsense".to_owned(),
+            Err(_) => "it ended".to_owned(),
+        };
+        self.drop_candidate(&format!("the new opener: {why}"));
+    }
+
+    /// Trust: it has not met a host.
+    pub(super) fn hear_tried_worker(&mut self) {
+        let Some(tried) = self.reload.candidate.as_mut().and_then(|candidate| candidate.worker.as_mut()) else { return };
+        let _ = tried.child.tell_on();
+        let why = match tried.child.pipe.try_receive().map(|received| (received.message, received.sender)) {
+            Ok((Ask::Ready { standing }, sender)) if tried.stands.is_none() => return tried.stand(standing, sender),
+            Ok((Ask::Unconfined { why }, _)) => why.to_text(),
+            Ok((Ask::Panicked { message }, _)) => message.to_text(),
+            Err(ReceiveError::Empty) => return,
+            Ok(_) | Err(ReceiveError::Malformed(_)) => "it spoke nonsense".to_owned(),
+            Err(_) => "it ended".to_owned(),
+        };
+        self.drop_candidate(&format!("the new worker: {why}"));
+    }
+
+    /// A child that was tried could not be started, or ended; its last words may
+    /// lie unread.
+    pub(super) fn tried_ended(&mut self, why: &str) {
+        self.hear_tried_opener();
+        self.hear_tried_worker();
+        self.drop_candidate(&format!("a new process {why}"));
+    }
+
+    /// Lets go of what is tried on, if anything is.
+    fn drop_candidate(&mut self, why: &str) {
+        let Some(Candidate { policy, opener, worker, .. }) = self.reload.candidate.take() else { return };
+        self.keep_policy(why, Some(&policy), Vec::new());
+        for (role, tried) in [
+            (Role::Opener, opener.map(|tried| tried.child.id)),
+            (Role::Worker, worker.map(|tried| tried.child.id)),
+        ] {
+            let Some(id) = tried else { continue };
+            self.parts.family.kill(id);
+            let why = Some(text(b"of a policy that was not taken"));
+            self.gone.push(Gone { id, role, pid: 0, ready: false, why, blameless: true });
+        }
+    }
+
+    /// What the candidate waits for next.
+    fn try_on(&mut self) {
+        let now = Instant::now();
+        let late = |at: Option<Instant>| at.is_some_and(|at| now >= at);
+        if late(self.reload.opener().and_then(Child::given_up_at)) {
+            return self.drop_candidate("the new opener said nothing");
+        }
+        if late(self.reload.worker().and_then(Child::given_up_at)) {
+            return self.drop_candidate("the new worker said nothing");
+        }
+        let is_freezing = self.is_freezing();
+        let Some(candidate) = &mut self.reload.candidate else { return };
+        let stand = candidate.opener.as_ref().is_none_or(|tried| tried.stands.is_some())
+            && candidate.worker.as_ref().is_none_or(|tried| tried.stands.is_some());
+        if !stand {
+            return;
+        }
+        let Some(worker) = &self.worker else { return self.put_in_force() };
+        match candidate.leaves {
+            None => {
+                candidate.leaves = Some(now + LEAVE);
+                let told = worker.ready && worker.pipe.send(&Answer::Retire {}, None).is_ok();
+                if !told {
+                    self.lose_worker();
+                    self.put_in_force();
+                }
+            }
+            // Who waits for the end of a freeze is no worse for that.
+            Some(until) if now >= until && is_freezing => candidate.leaves = Some(now + LEAVE),
+            Some(until) if now >= until => {
+                self.last_words = Some(text(b"it was not done in time for the new policy"));
+                self.lose_worker();
+                self.put_in_force();
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// The old worker has left: the record, then the new policy.
+    fn put_in_force(&mut self) {
+        let Some(candidate) = &self.reload.candidate else { return };
+        // A freeze that the old worker asked for on its way out.
+        if let Outcome::Kept(why) = candidate.comparison.outcome(self.is_frozen()) {
+            return self.drop_candidate(&why);
+        }
+        let Candidate { policy, comparison, .. } = candidate;
+        let reloaded = Reloaded {
+            digest: policy.digest,
+            in_force: policy.in_force(),
+            commands: policy.commands,
+            file_rules: policy.files.len(),
+            tightened: comparison.tightened.clone(),
+            widened: comparison.widened.clone(),
+            surplus: comparison.surplus.clone(),
+        };
+        // While something is frozen it waits in memory, and so does every effect.
+        let recorded = self.parts.log.record(&Record::PolicyReloaded(Box::new(reloaded.clone())));
+        self.tell_trouble();
+        if let Err(why) = recorded {
+            self.log_failed(&why);
+            return self.drop_candidate("the audit log does not take the record");
+        }
+        let Some(Candidate { policy, opener, worker, .. }) = self.reload.candidate.take() else { return };
+        self.parts.log.adopt(&policy.audit, |run| {
+            (run.policy_digest, run.policy_in_force) = (reloaded.digest, reloaded.in_force);
+            (run.commands, run.file_rules) = (reloaded.commands, reloaded.file_rules);
+            about::replan(&mut run.confinement, &policy);
+        });
+        self.parts.heads.adopt(&policy.audit);
+        self.parts.shutdown.adopt(policy.shutdown.clone());
+        self.parts.policy = policy;
+        self.reload.ended(None);
+        if let Some(old) = self.opener.take() {
+            self.last_words = Some(text(RELOADED));
+            self.let_go(Role::Opener, &old);
+            self.forget_unanswered();
+        }
+        if let Some((opener, standing, sender)) = opener.and_then(Tried::into_child) {
+            self.paths_stood = true;
+            let id = opener.id;
+            self.opener = Some(opener);
+            self.child_ready(Role::Opener, id, &standing, sender);
+        }
+        if let Some((worker, standing, sender)) = worker.and_then(Tried::into_child) {
+            let id = worker.id;
+            self.worker = Some(worker);
+            self.child_ready(Role::Worker, id, &standing, sender);
+            // What changed since it was born.
+            self.answer(&Answer::Frozen { frozen: self.is_frozen() }, None);
+            self.hand_channel();
+        }
+        let surplus = match reloaded.surplus.as_slice() {
+            [] => String::new(),
+            what => format!("; until the next start the broker keeps what it needs for {}", what.join(", ")),
+        };
+        self.say(Level::Notice, &format!("a new policy is in force{surplus}"));
+    }
+}
+
+/// Why an opener or a worker of the old policy ended.
+pub(super) const RELOADED: &[u8] = b"the policy was reloaded";
+
+impl<Out: Frame, In: Frame> Tried<Child<Out, In>> {
+    fn stand(&mut self, standing: Standing, sender: Option<Sender>) {
+        self.child.ready = true;
+        self.child.pid = sender.map_or(0, |sender| sender.pid);
+        self.stands = Some((standing, sender));
+    }
+
+    fn into_child(self) -> Option<(Child<Out, In>, Standing, Option<Sender>)> {
+        let (standing, sender) = self.stands?;
+        Some((self.child, standing, sender))
+    }
+}
+
+/// A mistake without the excerpt below it.
+fn one_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
