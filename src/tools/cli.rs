@@ -37,6 +37,11 @@ impl Cli {
     }
 }
 
+const RELOAD_HELP: &str = "A policy with mistakes is not sent. One that cannot take the place of the old one as a whole \
+    leaves it in force.\n\nExit status: 0 the policy is in force, 1 the old one stays, 2 usage, 3 the policy has \
+    mistakes, 4 not known: no record of it in time, 5 no running agent.\n\nExamples:\n  postern reload\n  postern \
+    reload --pid 4711 --policy ./p.toml";
+
 /// What `postern` can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -58,6 +63,9 @@ pub enum Command {
     Demo(crate::demo::Demo),
     #[allow(missing_docs, reason = "as above")]
     Call(crate::call::Call),
+    /// Check the policy, have the running agent take it, and say what came of it
+    #[command(after_help = RELOAD_HELP)]
+    Reload(crate::reload::Reload),
     /// Check, explain and try a policy
     #[command(subcommand)]
     Policy(crate::policy::Command),

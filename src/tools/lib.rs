@@ -9,4 +9,5 @@ pub mod cli;
 pub mod client;
 pub mod demo;
 pub mod policy;
+pub mod reload;
 pub mod stock;

@@ -163,9 +163,16 @@ impl Broker {
         let held = Held { shutdown_fits: self.shutdown_fits(&loaded.policy), ..self.parts.held.clone() };
         let comparison = compare(&self.parts.policy, &loaded.policy, &held);
         match comparison.outcome(self.is_frozen()) {
-            Outcome::Unchanged => {
+            Outcome::Unchanged if loaded.policy.digest == self.parts.policy.digest => {
                 self.reload.ended(None);
                 self.say(Level::Info, "the policy has not changed");
+            }
+            // Other words for the same: nobody is replaced, and the log knows the
+            // files.
+            Outcome::Unchanged => {
+                let policy = loaded.policy;
+                self.reload.candidate = Some(Candidate { policy, comparison, opener: None, worker: None, leaves: None });
+                self.put_in_force();
             }
             Outcome::Kept(why) => self.keep_policy(&why, Some(&loaded.policy), comparison.restart),
             Outcome::Fits => {
@@ -228,9 +235,10 @@ impl Broker {
             let child: Opener = self.parts.family.start_apart(Role::Opener).map_err(failed)?;
             opener.insert(child).tell(orders).map_err(failed)?;
         }
-        // Without a port there is none, and the next one is of the new policy.
+        // Without a port there is none, and the next one is of the new policy. Where
+        // one waits for its turn to be born, the new one does not.
         let mut worker = None;
-        if self.worker.is_some() {
+        if !self.parts.host.is_gone() {
             let child: Worker = self.parts.family.start_apart(Role::Worker).map_err(failed)?;
             let setup = Answer::Setup { part: policy.worker_part(), frozen: self.is_frozen() };
             worker.insert(child).tell([setup]).map_err(failed)?;
@@ -282,15 +290,15 @@ impl Broker {
     fn drop_candidate(&mut self, why: &str) {
         let Some(Candidate { policy, opener, worker, .. }) = self.reload.candidate.take() else { return };
         self.keep_policy(why, Some(&policy), Vec::new());
-        for (role, tried) in [
-            (Role::Opener, opener.map(|tried| tried.child.id)),
-            (Role::Worker, worker.map(|tried| tried.child.id)),
-        ] {
-            let Some(id) = tried else { continue };
-            self.parts.family.kill(id);
-            let why = Some(text(b"of a policy that was not taken"));
-            self.gone.push(Gone { id, role, pid: 0, ready: false, why, blameless: true });
-        }
+        opener.into_iter().for_each(|tried| self.dismiss(Role::Opener, tried.child.id));
+        worker.into_iter().for_each(|tried| self.dismiss(Role::Worker, tried.child.id));
+    }
+
+    /// Lets go of one that never served.
+    fn dismiss(&mut self, role: Role, id: u32) {
+        self.parts.family.kill(id);
+        let why = Some(text(b"it was tried for a new policy"));
+        self.gone.push(Gone { id, role, pid: 0, ready: false, why, blameless: true });
     }
 
     /// What the candidate waits for next.
@@ -355,7 +363,7 @@ impl Broker {
             self.log_failed(&why);
             return self.drop_candidate("the audit log does not take the record");
         }
-        let Some(Candidate { policy, opener, worker, .. }) = self.reload.candidate.take() else { return };
+        let Some(Candidate { policy, comparison, opener, worker, .. }) = self.reload.candidate.take() else { return };
         self.parts.log.adopt(&policy.audit, |run| {
             (run.policy_digest, run.policy_in_force) = (reloaded.digest, reloaded.in_force);
             (run.commands, run.file_rules) = (reloaded.commands, reloaded.file_rules);
@@ -365,7 +373,7 @@ impl Broker {
         self.parts.shutdown.adopt(policy.shutdown.clone());
         self.parts.policy = policy;
         self.reload.ended(None);
-        if let Some(old) = self.opener.take() {
+        if let Some(old) = self.opener.take_if(|_| comparison.changes()) {
             self.last_words = Some(text(RELOADED));
             self.let_go(Role::Opener, &old);
             self.forget_unanswered();
@@ -376,7 +384,10 @@ impl Broker {
             self.opener = Some(opener);
             self.child_ready(Role::Opener, id, &standing, sender);
         }
-        if let Some((worker, standing, sender)) = worker.and_then(Tried::into_child) {
+        if self.parts.host.is_gone() {
+            // The next one goes for the port first.
+            worker.into_iter().for_each(|tried| self.dismiss(Role::Worker, tried.child.id));
+        } else if let Some((worker, standing, sender)) = worker.and_then(Tried::into_child) {
             let id = worker.id;
             self.worker = Some(worker);
             self.child_ready(Role::Worker, id, &standing, sender);

@@ -232,6 +232,12 @@ fn thaws(policy: &Policy) -> bool {
 }
 
 impl Comparison {
+    /// Whether the two differ in more than words.
+    #[must_use]
+    pub const fn changes(&self) -> bool {
+        !self.tightened.is_empty() || !self.widened.is_empty()
+    }
+
     /// Whether nothing is widened.
     #[must_use]
     pub fn only_tightens(&self) -> bool {
@@ -242,7 +248,7 @@ impl Comparison {
     #[must_use]
     pub fn outcome(&self, frozen: bool) -> Outcome {
         let list = |keys: &[&str]| keys.join(", ");
-        if self.tightened.is_empty() && self.widened.is_empty() {
+        if !self.changes() {
             Outcome::Unchanged
         } else if !self.restart.is_empty() {
             Outcome::Kept(format!("{} take a new start: systemctl restart postern", list(&self.restart)))

@@ -24,7 +24,7 @@ use postern_core::audit::{MAX_LINE, sequence_of};
 use super::lines;
 
 /// A file that is read to its end, again and again.
-pub(super) struct Tail {
+pub(crate) struct Tail {
     path: PathBuf,
     notify: Inotify,
     file: BufReader<File>,
@@ -40,7 +40,7 @@ pub(super) struct Tail {
 
 impl Tail {
     /// Opens a regular file from its beginning.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let path = fs::canonicalize(path)?;
         let notify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         // The directory, for the file's name outlives the file. Before the
@@ -53,7 +53,7 @@ impl Tail {
     }
 
     /// The next whole line, with its newline; `None` if there is none yet.
-    pub(super) fn next(&mut self) -> io::Result<Option<&[u8]>> {
+    pub(crate) fn next(&mut self) -> io::Result<Option<&[u8]>> {
         if std::mem::take(&mut self.given) {
             self.line.clear();
         }

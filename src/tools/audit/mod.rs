@@ -6,14 +6,14 @@
 
 mod anchors;
 mod filter;
-mod follow;
+pub(crate) mod follow;
 mod head;
 mod lines;
-mod record;
+pub(crate) mod record;
 mod report;
 mod show;
 mod verify;
-mod words;
+pub(crate) mod words;
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;

@@ -11,133 +11,139 @@ use postern_core::audit::Timestamp;
 use serde::Deserialize;
 
 /// The record that a line holds, if it holds one; its newline does not matter.
-pub(super) fn parse(line: &[u8]) -> Option<Record<'_>> {
+pub(crate) fn parse(line: &[u8]) -> Option<Record<'_>> {
     serde_json::from_slice(line).ok()
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Record<'a> {
+pub(crate) struct Record<'a> {
     #[serde(rename = "@timestamp", borrow, default)]
-    pub(super) at: Cow<'a, str>,
+    pub(crate) at: Cow<'a, str>,
     #[serde(borrow)]
-    pub(super) event: Event<'a>,
+    pub(crate) event: Event<'a>,
     #[serde(borrow, default)]
-    pub(super) file: File<'a>,
+    pub(crate) file: File<'a>,
     #[serde(borrow, default)]
-    pub(super) process: Process<'a>,
+    pub(crate) process: Process<'a>,
     #[serde(borrow, default)]
-    pub(super) postern: Ours<'a>,
+    pub(crate) postern: Ours<'a>,
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Event<'a> {
+pub(crate) struct Event<'a> {
     #[serde(default)]
-    pub(super) sequence: u64,
+    pub(crate) sequence: u64,
     #[serde(borrow)]
-    pub(super) action: Cow<'a, str>,
+    pub(crate) action: Cow<'a, str>,
     #[serde(borrow, default)]
-    pub(super) outcome: Cow<'a, str>,
+    pub(crate) outcome: Cow<'a, str>,
     #[serde(borrow, default)]
-    pub(super) reason: Cow<'a, str>,
+    pub(crate) reason: Cow<'a, str>,
 }
 
 #[derive(Debug, Default, Deserialize)]
-pub(super) struct File<'a> {
+pub(crate) struct File<'a> {
     #[serde(borrow, default)]
-    pub(super) path: Cow<'a, str>,
+    pub(crate) path: Cow<'a, str>,
 }
 
 #[derive(Debug, Default, Deserialize)]
-pub(super) struct Process<'a> {
+pub(crate) struct Process<'a> {
     #[serde(borrow, default)]
-    pub(super) name: Cow<'a, str>,
+    pub(crate) name: Cow<'a, str>,
 }
 
 #[derive(Debug, Default, Deserialize)]
-pub(super) struct Ours<'a> {
+pub(crate) struct Ours<'a> {
     #[serde(borrow, default)]
-    pub(super) stage: Cow<'a, str>,
+    pub(crate) stage: Cow<'a, str>,
     #[serde(borrow, default)]
-    pub(super) requested: Cow<'a, str>,
+    pub(crate) requested: Cow<'a, str>,
     #[serde(borrow, default)]
-    pub(super) requested_bytes: Cow<'a, str>,
+    pub(crate) requested_bytes: Cow<'a, str>,
     #[serde(borrow, default)]
-    pub(super) path_bytes: Cow<'a, str>,
+    pub(crate) path_bytes: Cow<'a, str>,
     #[serde(borrow, default)]
-    pub(super) mode: Cow<'a, str>,
+    pub(crate) mode: Cow<'a, str>,
     #[serde(borrow, default)]
-    pub(super) refused_by: Cow<'a, str>,
-    pub(super) handle: Option<u64>,
-    pub(super) created: Option<bool>,
-    pub(super) self_reported: Option<Used>,
-    pub(super) child: Option<u64>,
-    pub(super) after: Option<After>,
-    pub(super) signal: Option<i64>,
-    pub(super) count: Option<u64>,
+    pub(crate) refused_by: Cow<'a, str>,
+    pub(crate) handle: Option<u64>,
+    pub(crate) created: Option<bool>,
+    pub(crate) self_reported: Option<Used>,
+    pub(crate) child: Option<u64>,
+    pub(crate) after: Option<After>,
+    pub(crate) signal: Option<i64>,
+    pub(crate) count: Option<u64>,
     #[serde(borrow)]
-    pub(super) counts: Option<BTreeMap<Cow<'a, str>, u64>>,
-    pub(super) lost: Option<u64>,
-    pub(super) unwritten: Option<u64>,
-    pub(super) peer: Option<Peer>,
+    pub(crate) counts: Option<BTreeMap<Cow<'a, str>, u64>>,
+    pub(crate) lost: Option<u64>,
+    pub(crate) unwritten: Option<u64>,
+    pub(crate) peer: Option<Peer>,
     #[serde(borrow, default)]
-    pub(super) version: Cow<'a, str>,
+    pub(crate) version: Cow<'a, str>,
     #[serde(borrow, default)]
-    pub(super) policy_digest: Cow<'a, str>,
-    pub(super) privileged: Option<bool>,
-    pub(super) torn: Option<Torn>,
+    pub(crate) policy_digest: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(crate) tightened: Vec<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    pub(crate) widened: Vec<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    pub(crate) surplus: Vec<Cow<'a, str>>,
+    pub(crate) privileged: Option<bool>,
+    pub(crate) torn: Option<Torn>,
 }
 
 /// The worker's own word.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
-pub(super) struct Used {
+pub(crate) struct Used {
     #[serde(default)]
-    pub(super) bytes_read: u64,
+    pub(crate) bytes_read: u64,
     #[serde(default)]
-    pub(super) bytes_written: u64,
+    pub(crate) bytes_written: u64,
 }
 
 /// The file when its handle ended.
 #[derive(Clone, Copy, Debug, Deserialize)]
-pub(super) struct After {
+pub(crate) struct After {
     #[serde(default)]
-    pub(super) changed: bool,
+    pub(crate) changed: bool,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
-pub(super) struct Peer {
-    pub(super) pid: i64,
-    pub(super) uid: u64,
+pub(crate) struct Peer {
+    pub(crate) pid: i64,
+    pub(crate) uid: u64,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
-pub(super) struct Torn {
+pub(crate) struct Torn {
     #[serde(default)]
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 impl Record<'_> {
     /// When it happened.
-    pub(super) fn time(&self) -> Option<Timestamp> {
+    pub(crate) fn time(&self) -> Option<Timestamp> {
         self.at.parse().ok()
     }
 
     /// Whether a barrier, or the policy, refused.
-    pub(super) fn is_denied(&self) -> bool {
+    pub(crate) fn is_denied(&self) -> bool {
         self.postern.stage == "refused"
     }
 
     /// The path that the kernel resolved, in its own bytes.
-    pub(super) fn resolved(&self) -> Option<Vec<u8>> {
+    pub(crate) fn resolved(&self) -> Option<Vec<u8>> {
         bytes(&self.file.path, &self.postern.path_bytes)
     }
 
     /// The path as the host wrote it, in its own bytes.
-    pub(super) fn requested(&self) -> Option<Vec<u8>> {
+    pub(crate) fn requested(&self) -> Option<Vec<u8>> {
         bytes(&self.postern.requested, &self.postern.requested_bytes)
     }
 
     /// The number of the worker that it is about: that asked, or that is named.
-    pub(super) fn worker(&self) -> Option<u64> {
+    pub(crate) fn worker(&self) -> Option<u64> {
         self.postern.child.filter(|_| matches!(&*self.process.name, "" | "worker"))
     }
 }

@@ -170,7 +170,7 @@ fn row(record: &Value) -> String {
 }
 
 /// Members that a row shows, in this order: before the value, where it stands.
-const DETAILS: [(&str, &str); 37] = [
+const DETAILS: [(&str, &str); 41] = [
     ("", "/process/name"),
     ("#", "/postern/child"),
     ("pid ", "/process/pid"),
@@ -191,6 +191,10 @@ const DETAILS: [(&str, &str); 37] = [
     ("changed ", "/postern/after/changed"),
     ("by ", "/postern/refused_by"),
     ("", "/event/reason"),
+    ("tightened ", "/postern/tightened"),
+    ("widened ", "/postern/widened"),
+    ("still able to ", "/postern/surplus"),
+    ("restart for ", "/postern/restart"),
     ("", "/postern/errno"),
     ("status ", "/process/exit_code"),
     ("signal ", "/postern/signal"),

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use postern_core::audit::{Timestamp, is_harmful};
 
 /// Nothing in the result moves a cursor or turns the direction of text.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut out, character| {
         if is_harmful(character) {
             // Writing to a String cannot fail.
