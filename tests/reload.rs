@@ -27,7 +27,7 @@ use serde_json::Value;
 use support::agent::{Agent, BINARY, Home, eventually};
 use support::runner;
 
-const PROGRAMS: &[&str] = &[BINARY, "losetup", "mkfs.ext4", "sh"];
+const PROGRAMS: &[&str] = &[BINARY, "losetup", "mkfs.ext4", "sh", "sha256sum"];
 
 fn main() -> ExitCode {
     let tests: Vec<runner::Test> = [taken::TESTS, kept::TESTS, frozen::TESTS, asked::TESTS].concat();

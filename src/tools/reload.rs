@@ -124,23 +124,31 @@ fn broker(pid: i32) -> Result<Pid, String> {
 /// Signals, and waits for what the log says behind that; `None` if it says
 /// nothing. Where the policy's files are those in force already, nothing will.
 fn tell(pid: Pid, log: &Path, digest: [u8; 32], wait: Duration) -> io::Result<Option<Said>> {
-    let mut tail = Tail::open(log)?;
-    let (mut last, mut running) = (0, String::new());
-    while let Some(line) = tail.next()? {
-        last = sequence_of(line).unwrap_or(last);
-        if is_one_of(line, &["log-opened", "policy-reloaded"])
-            && let Some(record) = record::parse(line)
-        {
-            running = record.postern.policy_digest.into_owned();
+    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut last = 0;
+    let mut running = String::new();
+    let mut tail = match Tail::open(log) {
+        Ok(mut tail) => {
+            while let Some(line) = tail.next()? {
+                last = sequence_of(line).unwrap_or(last);
+                learn(line, &mut running);
+            }
+            Some(tail)
         }
-    }
+        // Moved away: the signal has the broker make another.
+        Err(why) if why.kind() == io::ErrorKind::NotFound => None,
+        Err(why) => return Err(why),
+    };
     kill(pid, Signal::SIGHUP)?;
-    if running == digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>() {
-        return Ok(Some(Said::InForce("the policy has not changed; it is in force".to_owned())));
-    }
     let since = Instant::now();
-    while since.elapsed() < wait {
-        while let Some(line) = tail.next()? {
+    loop {
+        if running == digest {
+            return Ok(Some(Said::InForce("the policy has not changed; it is in force".to_owned())));
+        }
+        if tail.is_none() {
+            tail = Tail::open(log).ok();
+        }
+        while let Some(line) = tail.as_mut().map_or(Ok(None), Tail::next)? {
             let is_new = sequence_of(line).is_some_and(|number| number > last);
             if is_new
                 && is_one_of(line, &["policy-reloaded", "policy-kept"])
@@ -148,10 +156,22 @@ fn tell(pid: Pid, log: &Path, digest: [u8; 32], wait: Duration) -> io::Result<Op
             {
                 return Ok(Some(said(&record)));
             }
+            learn(line, &mut running);
+        }
+        if since.elapsed() >= wait {
+            return Ok(None);
         }
         std::thread::sleep(AGAIN);
     }
-    Ok(None)
+}
+
+/// Takes in which policy is in force, where a record says so.
+fn learn(line: &[u8], running: &mut String) {
+    if is_one_of(line, &["log-opened", "policy-reloaded"])
+        && let Some(record) = record::parse(line)
+    {
+        *running = record.postern.policy_digest.into_owned();
+    }
 }
 
 /// Whether a line may be a record of one of these, without reading all of it.

@@ -2,7 +2,7 @@
 
 use nix::errno::Errno;
 use postern_core::audit::{
-    After, Closing, Confinement, End, Lost, Mounts, Opening, Peer, Record, Role, Run, Stands, TEXT_MAX, Text,
+    After, Closing, Confinement, End, Lost, Mounts, Opening, Peer, Record, Reloaded, Role, Run, Stands, TEXT_MAX, Text,
     ThawCause, Timestamp,
 };
 use postern_core::catalogue::Command;
@@ -150,6 +150,16 @@ pub(crate) fn all(text: &[u8]) -> Vec<Record> {
             since: Timestamp::UNIX_EPOCH,
             until: Timestamp::MAX,
         },
+        Record::FileClosed { child: 1, handle: 1002, why: Closing::Reloaded, path: own(), after: None, used: None },
+        Record::PolicyReloaded(Box::new(reloaded())),
+        Record::PolicyReloaded(Box::new(Reloaded {
+            tightened: vec!["commands.allow", "audit.max_bytes"],
+            widened: vec!["files.path"],
+            surplus: vec!["freezing", "waiting for the log's disk"],
+            ..reloaded()
+        })),
+        Record::PolicyKept { reason: own(), refused: None, restart: Vec::new() },
+        Record::PolicyKept { reason: own(), refused: Some([9; 32]), restart: vec!["state.directory"] },
         Record::LogRemoved { name: "audit.jsonl.000000000001.gz".to_owned() },
         Record::RecordsLost(Lost { ring: 7, unwritten: 0, errno: None }),
         Record::RecordsLost(Lost { ring: 0, unwritten: 1, errno: Some(Errno::ENOSPC) }),
@@ -194,6 +204,18 @@ pub(crate) fn all(text: &[u8]) -> Vec<Record> {
         records.push(Record::ShutdownFailed { mode, method, errno: Errno::EPERM });
     }
     records
+}
+
+fn reloaded() -> Reloaded {
+    Reloaded {
+        digest: [7; 32],
+        in_force: [8; 32],
+        commands: Command::all().collect(),
+        file_rules: 3,
+        tightened: Vec::new(),
+        widened: Vec::new(),
+        surplus: Vec::new(),
+    }
 }
 
 /// Texts that try something.

@@ -58,7 +58,7 @@ fn explain_tells_what_the_log_takes_of_the_broker() {
         (calls.collect(), broker["landlock"].as_str().unwrap().to_owned())
     };
     let (plain, landlock) = of("");
-    assert_eq!(landlock, "its log");
+    assert_eq!(landlock, "reads its policy; its log");
     let more = |audit: &str| -> Vec<String> {
         let (calls, _) = of(audit);
         calls.into_iter().filter(|call| !plain.contains(call)).collect()
@@ -67,7 +67,7 @@ fn explain_tells_what_the_log_takes_of_the_broker() {
     assert_eq!(more("fsync = \"open\"\n"), ["fdatasync"]);
     assert_eq!(more("rotate_bytes = \"1MiB\"\nkeep = 3\n"), ["renameat2", "unlinkat"]);
     let (calls, landlock) = of("rotate_bytes = \"1MiB\"\n");
-    assert_eq!(landlock, "its log, whose files it renames and removes");
+    assert_eq!(landlock, "reads its policy; its log, whose files it renames and removes");
     // Who neither freezes nor opens files has no state; removing is the log's.
     let removes = |calls: &[String]| calls.iter().filter(|call| *call == "unlinkat").count();
     assert_eq!((removes(&plain), removes(&calls)), (0, 1));

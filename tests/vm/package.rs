@@ -207,6 +207,15 @@ fn life() {
     guest.sh(&format!("{INSTALL} /root/postern.deb"));
     guest.sh("systemctl is-active postern");
 
+    // Reloaded: a good policy is in force, a bad one is not even sent.
+    let served = show(&mut guest, "MainPID");
+    guest.sh(&format!("{NEW_RULE} && systemctl reload postern && {RELOADED}"));
+    guest.sh("echo nonsense >/etc/postern/policy.d/20-reload.toml && ! systemctl reload postern");
+    guest.sh("journalctl --no-pager -u postern | grep 'the policy in force stays'");
+    guest.sh("rm /etc/postern/policy.d/20-reload.toml && systemctl reload postern && systemctl is-active postern");
+    assert_eq!(show(&mut guest, "MainPID"), served, "the same broker");
+    guest.host().ping();
+
     // Watched: a broker that stands still is killed and another one started. A
     // minute is the unit's; a test may be less patient.
     guest.sh(
@@ -299,6 +308,10 @@ fn boots() {
 /// The broker's process.
 const BROKER: &str = "pgrep -x postern-broker";
 
+/// A drop-in that a running agent can take, and that it did.
+const NEW_RULE: &str = "printf 'version = 1\n[limits]\nhandles = 7\n' >/etc/postern/policy.d/20-reload.toml";
+const RELOADED: &str = "grep '\"action\":\"policy-reloaded\"' /var/log/postern/audit.jsonl | grep -c limits.handles";
+
 fn sysvinit() {
     let mut guest = guest(Userland::Sysvinit);
     guest.sh_eventually("pgrep -x qemu-ga");
@@ -313,10 +326,14 @@ fn sysvinit() {
     assert_ne!(guest.sh_eventually(BROKER), first);
     guest.host().ping();
     // What logrotate does; Debian's brings cron along where there is no systemd.
-    guest.sh("cd /var/log/postern && mv audit.jsonl audit.jsonl.1 && service postern reload");
+    guest.sh("cd /var/log/postern && mv audit.jsonl audit.jsonl.1 && service postern reopen");
     guest.sh_eventually(
         "cd /var/log/postern && test -s audit.jsonl.1 && postern audit verify audit.jsonl.1 audit.jsonl",
     );
+    let served = guest.sh(BROKER);
+    guest.sh(&format!("{NEW_RULE} && service postern reload && {RELOADED}"));
+    assert_eq!(guest.sh(BROKER), served, "the same broker");
+    guest.host().ping();
     guest.sh("service postern stop && ! pgrep postern");
     guest.sh("service postern status; test $? = 3");
     guest.sh("service postern start");

@@ -125,6 +125,8 @@ fn broker_calls(policy: &Policy) -> Vec<Call> {
         },
         log: Some(LogNeeds::new(&policy.audit, 0)),
         state: if remembers(policy) { vec![0] } else { Vec::new() },
+        // As of the log's directory: which numbers, and how many, the start shows.
+        policy: vec![0],
         ..BrokerNeeds::default()
     };
     let mut calls = calls(&filters::broker(&needs));
