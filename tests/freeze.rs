@@ -72,6 +72,7 @@ fn engine(arguments: &[String]) {
         state: Some(directory()),
         root: Some(File::open("/").expect("/").into()),
         sockets: Vec::new(),
+        policy: Vec::new(),
     };
     let identity = Identity { uid: ACCOUNT, gid: ACCOUNT, groups: List::default() };
     let capabilities = [caps::Capability::CAP_SYS_ADMIN, caps::Capability::CAP_DAC_READ_SEARCH];

@@ -83,7 +83,7 @@ fn ask(arguments: &[String]) {
     }
     let identity = Identity { uid: 54_321, gid: 54_321, groups: List::default() };
     confine::broker_identity(Some(&identity), &capabilities).expect("the broker's identity");
-    let plan = BrokerPlan { filter, log: None, state: None, root: None, sockets: Vec::new() };
+    let plan = BrokerPlan { filter, log: None, state: None, root: None, sockets: Vec::new(), policy: Vec::new() };
     let threads = || Ok::<_, ConfineError>(Shutdown::start(policy, init).expect("a thread"));
     let (_confined, shutdown) = confine::broker_barriers(plan, threads).expect("the broker's barriers");
     match arguments[2].as_str() {

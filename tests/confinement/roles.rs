@@ -75,6 +75,7 @@ impl Role {
                     state: Some(look(STATE)),
                     root: needs.freeze.then(|| look("/")),
                     sockets: Vec::new(),
+                    policy: Vec::new(),
                 };
                 let mut capabilities = Vec::new();
                 if needs.freeze {

@@ -132,6 +132,7 @@ pub(crate) fn answer() -> impl Strategy<Value = Answer> {
         any::<bool>().prop_map(|frozen| Answer::Frozen { frozen }),
         Just(Answer::End {}),
         Just(Answer::Alive {}),
+        Just(Answer::Retire {}),
         (path(), option::of(text())).prop_map(|(path, name)| Answer::OpenPort { path, name }),
     ]
 }

@@ -103,6 +103,7 @@ fn what_takes_a_new_start_is_said_by_key() {
     let worker = agent.process("worker", 0);
     let identities = format!("[identities]\nworker = {}\nbroker = {}\n", home.worker, home.broker + 7);
     let named = "[identities]\nworker = \"who-was-not-there\"\nbroker = \"nor-who\"\n".to_owned();
+    // What a start without it has no means for.
     let freeze = "[commands]\nallow = [\"guest-fsfreeze-freeze\", \"guest-fsfreeze-thaw\", \"guest-fsfreeze-status\"]\n";
     let shutdown = "[commands]\nallow = [\"guest-shutdown\"]\n[shutdown]\nmodes = [\"powerdown\"]\n";
     let cases = [
@@ -225,7 +226,7 @@ fn what_a_start_took_away_stays_away() {
     let mut home = Home::new();
     home.launch = ["qemu-ga", "-b", "guest-file-write,guest-shutdown"].map(str::to_owned).to_vec();
     let path = home.write("file", b"here");
-    let agent = home.start("profile = \"minimal\"\n");
+    let agent = home.start("profile = \"minimal\"\n[commands]\nallow = [\"guest-file-open\"]\n");
     let mut host = agent.connect();
     let shutdown = "[commands]\nallow = [\"guest-shutdown\"]\n[shutdown]\nmodes = [\"powerdown\"]\n";
     let record = reload(&agent, &format!("{FILES}{shutdown}"));

@@ -294,7 +294,8 @@ fn a_policy_without_files_and_back() {
     let path = home.write("file", b"here");
     let agent = home.start(FILES);
     let mut host = agent.connect();
-    reload(&agent, "profile = \"minimal\"\n");
+    let record = reload(&agent, "profile = \"minimal\"\n");
+    assert_eq!(record["postern"]["surplus"], json!(["opening files"]), "{record}");
     assert_eq!(host.fails("guest-file-open", &json!({ "path": path, "mode": "r" })), disabled("guest-file-open"));
     eventually("there is no opener", || (!agent.family().contains_key("opener")).then_some(()));
     reload(&agent, FILES);

@@ -298,7 +298,8 @@ impl Broker {
     fn dismiss(&mut self, role: Role, id: u32) {
         self.parts.family.kill(id);
         let why = Some(text(b"it was tried for a new policy"));
-        self.gone.push(Gone { id, role, pid: 0, ready: false, why, blameless: true });
+        let since = Instant::now();
+        self.gone.push(Gone { id, role, pid: 0, ready: false, why, blameless: true, is_crash: false, since });
     }
 
     /// What the candidate waits for next.
@@ -375,7 +376,7 @@ impl Broker {
         self.reload.ended(None);
         if let Some(old) = self.opener.take_if(|_| comparison.changes()) {
             self.last_words = Some(text(RELOADED));
-            self.let_go(Role::Opener, &old);
+            self.let_go(Role::Opener, &old, false);
             self.forget_unanswered();
         }
         if let Some((opener, standing, sender)) = opener.and_then(Tried::into_child) {

@@ -30,6 +30,8 @@ pub enum Change {
 pub struct Held {
     /// It is not root's, so it never acts, whatever the policy says.
     pub unprivileged: bool,
+    /// It opens files, and so remembers which handles it gave.
+    pub opens: bool,
     /// It freezes and thaws.
     pub freezes: bool,
     /// It shuts down in some way.
@@ -119,7 +121,7 @@ fn lacks_shutdown(new: &Policy, held: &Held) -> bool {
     !held.unprivileged && new.needs(Act::Shutdown) && !held.shutdown_fits
 }
 
-static ROWS: [Row; 24] = [
+static ROWS: [Row; 25] = [
     // Every file says it, and there is one.
     row(&["version"], |_, _| Change::Same),
     row(&["profile", "commands.allow", "commands.deny"], |old, new| {
@@ -128,7 +130,8 @@ static ROWS: [Row; 24] = [
     })
     .restart(|old, new, held| {
         let freeze = !held.unprivileged && freezes(new) && !held.freezes;
-        freeze || (lacks_shutdown(new, held) && !old.commands.contains(Command::Shutdown))
+        let open = new.commands.contains(Command::FileOpen) && !held.opens;
+        open || freeze || (lacks_shutdown(new, held) && !old.commands.contains(Command::Shutdown))
     }),
     row(&["files.path", "files.rights", "files.except", "files.optional", "files.types"], |old, new| {
         files(&old.files, &new.files)
@@ -148,6 +151,8 @@ static ROWS: [Row; 24] = [
     row(&["limits.string"], |old, new| less(&old.limits.string, &new.limits.string)),
     row(&["limits.read"], |old, new| less(&old.limits.read, &new.limits.read)),
     row(&["limits.handles"], |old, new| less(&old.limits.handles, &new.limits.handles)),
+    // A worker that hangs has its host wait; how long is neither more nor less.
+    row(&["limits.hang"], |old, new| other(&old.hang, &new.hang)),
     fixed(&["audit.log"], |old, new| other(&old.audit.log, &new.audit.log)),
     row(&["audit.fsync"], |old, new| more(&care(old.audit.fsync), &care(new.audit.fsync)))
         .restart(|_, new, held| new.audit.fsync != Fsync::Never && !held.syncs),
@@ -218,6 +223,7 @@ pub fn compare(old: &Policy, new: &Policy, held: &Held) -> Comparison {
         }
     }
     let surplus = [
+        ("opening files", held.opens && !new.commands.contains(Command::FileOpen)),
         ("freezing", held.freezes && !freezes(new)),
         ("shutting down", held.shuts_down && !new.needs(Act::Shutdown)),
         ("waiting for the log's disk", held.syncs && new.audit.fsync == Fsync::Never),

@@ -12,6 +12,7 @@ fn policy(text: &str) -> Policy {
 /// Everything that a broker can hold.
 const ALL: Held = Held {
     unprivileged: false,
+    opens: true,
     freezes: true,
     shuts_down: true,
     shutdown_fits: true,
@@ -44,6 +45,7 @@ fn every_field_is_looked_at() {
         freeze: Freeze { limit: _ },
         shutdown: Shutdown { modes: _, method: _ },
         limits: Limits { message: _, nesting: _, string: _, read: _, handles: _ },
+        hang: _,
         audit:
             Audit {
                 log: _,
@@ -74,6 +76,7 @@ fn every_field_is_looked_at() {
         |policy| policy.limits.string -= 1,
         |policy| policy.limits.read -= 1,
         |policy| policy.limits.handles -= 1,
+        |policy| policy.hang += Duration::from_secs(1),
         |policy| policy.audit.log.push("x"),
         |policy| policy.audit.fsync = Fsync::Record,
         |policy| policy.audit.rotate_bytes = Some(1 << 20),
@@ -110,10 +113,13 @@ fn what_takes_a_new_start() {
     let stopping = "[commands]\nallow = [\"guest-shutdown\"]\n[shutdown]\nmodes = [\"halt\"]\n";
     let more = stopping.replace("\"halt\"", "\"halt\", \"reboot\"");
     let kernel = format!("{stopping}method = \"kernel\"\n");
+    const CLOSED: &str = "[commands]\ndeny = [\"guest-file-open\"]\n";
     // The old, the new, what the broker lacks, the keys that take a new start.
     let cases: &[(&str, &str, fn(&mut Held), &[&str])] = &[
         ("", freezing, |held| held.freezes = false, &["commands.allow"]),
         ("", freezing, |_| {}, &[]),
+        (CLOSED, "", |held| held.opens = false, &["commands.allow"]),
+        (CLOSED, "", |_| {}, &[]),
         ("", freezing, |held| (held.freezes, held.unprivileged) = (false, true), &[]),
         ("", stopping, |held| held.shutdown_fits = false, &["commands.allow", "shutdown.modes"]),
         ("", stopping, |_| {}, &[]),

@@ -17,13 +17,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::sys::stat::fstat;
 
 use super::mistake::{Kind, Report};
 use super::source::{self, Places, Reached, Refusal, Way};
 use super::{Loaded, PolicyError, World, finish};
 use crate::policy::Narrowing;
-use crate::sys::listing;
+use crate::sys::{descriptors, listing};
 
 /// Where a policy came from, and what a start made of it: enough to read it again.
 #[derive(Clone, Debug)]
@@ -114,8 +113,8 @@ impl Kept {
         let Some((_, kept)) = self.directories.iter().find(|(kept, _)| kept == path) else {
             return Err(restart("is no directory that postern could keep open when it started"));
         };
-        let stat = fstat(kept).map_err(|errno| source::failed(path, errno))?;
-        if end == Some((stat.st_dev, stat.st_ino)) { Ok(kept) } else { Err(restart("is another directory than when postern started")) }
+        let stat = descriptors::stat(kept.as_fd()).map_err(|errno| source::failed(path, errno))?;
+        if end == Some((stat.device, stat.inode)) { Ok(kept) } else { Err(restart("is another directory than when postern started")) }
     }
 }
 

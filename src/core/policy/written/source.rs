@@ -20,11 +20,11 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
-use nix::sys::stat::{Mode, SFlag, fstat, makedev};
+use nix::sys::stat::{Mode, SFlag, makedev};
 
 use super::mistake::{Kind, Place, Report};
 use super::{Source, World};
-use crate::sys::listing;
+use crate::sys::{descriptors, listing};
 
 /// The installed policy.
 pub const DEFAULT_PATH: &str = "/etc/postern/policy.toml";
@@ -282,12 +282,12 @@ fn open_trusted(path: &Path, way: &impl Way, world: &World) -> Result<File, Refu
             ),
         }
     })?;
-    let stat = fstat(&descriptor).map_err(|errno| failed(path, errno))?;
-    if SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFREG {
+    let stat = descriptors::stat(descriptor.as_fd()).map_err(|errno| failed(path, errno))?;
+    if SFlag::from_bits_truncate(stat.mode & SFlag::S_IFMT.bits()) != SFlag::S_IFREG {
         let what = format!("{} is no regular file", path.display());
         return Err(Refusal::Other(Kind::NotRegular, what, "name a file".to_owned()));
     }
-    judge(path, stat.st_uid, stat.st_mode, false, world)?;
+    judge(path, stat.uid, stat.mode, false, world)?;
     Ok(File::from(descriptor))
 }
 
@@ -300,8 +300,8 @@ fn walk(path: &Path, world: &World) -> Result<OwnedFd, Refusal> {
     let mut here = PathBuf::from("/");
     let mut descriptor = open(&here, flags, Mode::empty()).map_err(|errno| failed(&here, errno))?;
     loop {
-        let stat = fstat(&descriptor).map_err(|errno| failed(&here, errno))?;
-        judge(&here, stat.st_uid, stat.st_mode, here != path, world)?;
+        let stat = descriptors::stat(descriptor.as_fd()).map_err(|errno| failed(&here, errno))?;
+        judge(&here, stat.uid, stat.mode, here != path, world)?;
         // `walk` gets absolute paths in plain form only, so this ends at `path`.
         let Some(name) = path.strip_prefix(&here).ok().and_then(|rest| rest.components().next()) else {
             return Ok(descriptor);
