@@ -4,6 +4,7 @@
 //! writes it anew, to be read in the change.
 
 mod needs;
+mod used;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

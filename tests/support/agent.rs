@@ -22,7 +22,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::records;
+use super::{records, trace};
 
 pub(crate) use super::binary::BINARY;
 
@@ -160,7 +160,7 @@ impl Home {
     /// The command that starts an agent with this policy.
     pub(crate) fn command(&self, policy: &str) -> Command {
         let policy = self.policy(policy);
-        let mut command = Command::new(&self.binary);
+        let mut command = trace::command(&self.binary);
         if let Some(user) = self.user.filter(|_| nix::unistd::geteuid().is_root()) {
             command.uid(user).gid(user);
             chown(&policy, Some(user), Some(user)).expect("the policy's owner");

@@ -11,6 +11,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::trace;
+
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{chdir, pivot_root};
 
@@ -33,6 +35,12 @@ pub(crate) fn enter(root: &Path, programs: &[&str]) {
     }
     for (kind, dir) in [("proc", "proc"), ("sysfs", "sys"), ("devtmpfs", "dev")] {
         mount(Some(kind), &root.join(dir), Some(kind), MsFlags::empty(), none).expect(kind);
+    }
+    if let Some(directory) = trace::directory() {
+        let to = root.join(trace::IN_CELL.trim_start_matches('/'));
+        fs::create_dir(&to).expect("a directory of the cell");
+        mount(Some(Path::new(&directory)), &to, none, MsFlags::MS_BIND, none).expect("the directory of traces");
+        copy(&find("strace"), root, Path::new("/bin/strace"));
     }
     pivot_root(root, &root.join("old")).expect("pivot_root");
     chdir("/").expect("/");

@@ -19,4 +19,5 @@ pub(crate) mod sabotage;
 pub(crate) mod server;
 pub(crate) mod terminal;
 pub(crate) mod usage;
+pub(crate) mod trace;
 pub(crate) mod writers;
