@@ -18,6 +18,6 @@ pub(crate) mod runner;
 pub(crate) mod sabotage;
 pub(crate) mod server;
 pub(crate) mod terminal;
-pub(crate) mod usage;
 pub(crate) mod trace;
+pub(crate) mod usage;
 pub(crate) mod writers;
