@@ -204,8 +204,35 @@ fn flood(play: &mut Play<'_>, flood: &Flood) {
     *play.tried.entry("flood").or_default() += asks;
 }
 
+/// Workers that ask for a file and leave, before an opener that is stuck in one:
+/// what is known of opens that nobody waits for is bounded by that opener's
+/// socket, and a full one is given up.
+fn abandoned() -> Found {
+    const WORKERS: u64 = 1000;
+    let ground = Ground::new();
+    let mut play = Play::begin(&ground, State::Opening);
+    play.measure();
+    let at_start = play.own;
+    play.life = None;
+    let (lives, bytes) = (play.spawner.lives, frame(&open(&format!("/m/ro/{}", "f".repeat(2000)), Mode::Read)));
+    let (mut openers, mut before) = (0, play.spawner.openers);
+    while play.spawner.lives < lives + WORKERS {
+        let mut life = play.spawner.confined();
+        assert!(life.raw(&bytes));
+        assert!(life.hear().is_some(), "it is told what it may");
+        drop(life);
+        play.measure();
+        openers += play.spawner.openers - std::mem::replace(&mut before, play.spawner.openers);
+        *play.tried.entry("flood").or_default() += 1;
+    }
+    println!("    {WORKERS} workers left an open unanswered, {openers} openers were given up, {} KiB", play.own);
+    assert!(openers > 0, "an opener that reads nothing is told for ever");
+    assert!(play.own < at_start + MOST_OWN, "{} KiB of its own, {at_start} at first", play.own);
+    play.end()
+}
+
 pub(super) fn floods_stay_within_bounds() {
-    let mut all: Vec<Found> = Vec::new();
+    let mut all: Vec<Found> = vec![abandoned()];
     for state in [State::Thawed, State::Frozen] {
         let ground = Ground::new();
         let mut play = Play::begin(&ground, state);

@@ -13,7 +13,7 @@ use postern_core::policy::ShutdownMode;
 use postern_core::policy::rules::Mode;
 
 use super::oracle::{Cause, Due, Known, due, status};
-use super::stage::{Ground, State, descriptors, ends_well, memory, settle};
+use super::stage::{Ground, State, descriptors, ends_well, memory, settle, verify};
 use super::standin::{Life, Standin};
 use crate::support::agent::{Agent, eventually};
 
@@ -329,6 +329,7 @@ impl<'a> Play<'a> {
     /// Each end of a life has the record that it must have; where many waited in
     /// memory some were lost, and those that are there must be right.
     fn hold_records_against(&mut self) {
+        verify(self.agent.home);
         let mut told: BTreeMap<u32, String> = BTreeMap::new();
         let mut lost = false;
         for record in self.agent.records() {

@@ -129,6 +129,8 @@ pub(super) struct Standin {
     pub(super) own_openers: bool,
     /// How many of its own openers more say that they cannot be confined.
     pub(super) failing_openers: u32,
+    /// How many openers of its own there were.
+    pub(super) openers: u64,
     /// How many lives were begun.
     pub(super) lives: u64,
 }
@@ -159,6 +161,7 @@ impl Standin {
             own_workers: true,
             own_openers: false,
             failing_openers: 0,
+            openers: 0,
             lives: 0,
         })
     }
@@ -190,6 +193,7 @@ impl Standin {
             (SpawnerOrder::Spawn { role: Role::Opener, id }, Some(socket)) if self.own_openers => {
                 self.own.insert(*id);
                 let opener = OwnOpener::new(socket);
+                self.openers += 1;
                 let _ = self.broker.send(&SpawnerReport::Spawned { id: *id }, None);
                 let Ask::Ready { standing } = ready() else { unreachable!() };
                 if self.failing_openers > 0 {

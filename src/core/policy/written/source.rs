@@ -39,11 +39,8 @@ pub const DROP_IN_DIRECTORIES: [&str; 3] =
 pub const MAX_SOURCE: u64 = 1 << 20;
 
 /// How the policy's files are opened. A confined broker's filter has the same.
-pub const OPEN_SOURCE: OFlag = OFlag::O_RDONLY
-    .union(OFlag::O_NOFOLLOW)
-    .union(OFlag::O_NONBLOCK)
-    .union(OFlag::O_NOCTTY)
-    .union(OFlag::O_CLOEXEC);
+pub const OPEN_SOURCE: OFlag =
+    OFlag::O_RDONLY.union(OFlag::O_NOFOLLOW).union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY).union(OFlag::O_CLOEXEC);
 
 /// Where a policy stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
