@@ -118,24 +118,32 @@ pub struct Mistake {
     pub what: String,
     /// What to write, or do, instead.
     pub help: String,
-    /// The line as it stands in the file, and how many characters the mistake
-    /// spans; `None` where the file as a whole is meant.
+    /// What is shown of the line, and how many characters the mistake spans;
+    /// `None` where the file as a whole is meant.
     excerpt: Option<(String, usize)>,
 }
 
 /// How many characters of a line are shown.
 const SHOWN: usize = 160;
 
+/// How many characters of a line are left out before those that are shown: of a
+/// long line, the part around the mistake is.
+const fn skipped(column: usize) -> usize {
+    if column > SHOWN / 2 { column - SHOWN / 4 } else { 0 }
+}
+
+/// Most mistakes, and most warnings, that are told of; the rest is counted. A
+/// file of the largest size can hold a million, each of which costs a look
+/// through the file.
+pub(super) const MOST: usize = 100;
+
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let severity = if self.warning { "warning: " } else { "" };
         let (file, line, column) = (self.file.display(), self.line, self.column);
         write!(f, "{file}:{line}:{column}: {severity}{}; {}", self.what, self.help)?;
-        if let Some((text, width)) = &self.excerpt {
-            // Of a long line, the part around the mistake.
-            let skipped = if column > SHOWN / 2 { column - SHOWN / 4 } else { 0 };
-            let shown = text.chars().skip(skipped).take(SHOWN);
-            let shown: String = shown.map(|c| if c == '\t' { c } else { harmless(c) }).collect();
+        if let Some((shown, width)) = &self.excerpt {
+            let skipped = skipped(column);
             let before = shown.chars().take(column - 1 - skipped);
             let pad: String = before.map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
             let width = (*width).clamp(1, SHOWN - (column - 1 - skipped));
@@ -147,17 +155,22 @@ impl fmt::Display for Mistake {
 
 /// A policy that postern does not start with: every mistake in it.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{}", listed(.mistakes))]
+#[error("{}", listed(.mistakes, *.more))]
 pub struct PolicyError {
     /// At least one, in the order of the files.
     pub mistakes: Vec<Mistake>,
     /// What would have been warned of.
     pub warnings: Vec<Mistake>,
+    /// How many more mistakes there are, at least, which nothing tells of.
+    pub more: usize,
 }
 
-fn listed(mistakes: &[Mistake]) -> String {
+fn listed(mistakes: &[Mistake], more: usize) -> String {
     let mut text: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
-    let count = mistakes.len();
+    if more > 0 {
+        text.push(format!("and {more} more, which are not listed"));
+    }
+    let count = mistakes.len() + more;
     text.push(format!("{count} mistake{} in the policy", if count == 1 { "" } else { "s" }));
     text.join("\n")
 }
@@ -186,13 +199,15 @@ pub(super) struct Report {
     /// The built-in defaults first, then the files in the order of merging.
     pub(super) sources: Vec<Source>,
     mistakes: Vec<(usize, Mistake)>,
+    /// Mistakes beyond [`MOST`], warnings not counted.
+    pub(super) more: usize,
 }
 
 impl Report {
     /// With the built-in defaults as the first source.
     pub(super) fn new() -> Self {
         let defaults = Source { path: PathBuf::from("(built-in defaults)"), text: keys::defaults() };
-        Self { sources: vec![defaults], mistakes: Vec::new() }
+        Self { sources: vec![defaults], mistakes: Vec::new(), more: 0 }
     }
 
     pub(super) fn error(&mut self, kind: Kind, place: Place, what: impl Into<String>, help: impl Into<String>) {
@@ -225,24 +240,43 @@ impl Report {
     }
 
     fn add(&mut self, kind: Kind, warning: bool, place: Place, what: String, help: String) {
+        if self.told(warning) >= MOST {
+            self.more += usize::from(!warning);
+            return;
+        }
         let Source { path, text } = &self.sources[place.source];
         let start = floor(text, place.start);
         let line_start = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
         let line_end = text[start..].find('\n').map_or(text.len(), |newline| start + newline);
         let end = floor(text, place.end).clamp(start, line_end);
-        let excerpt = (place.end > 0)
-            .then(|| (text[line_start..line_end].trim_end_matches('\r').to_owned(), text[start..end].chars().count()));
+        let column = text[line_start..start].chars().count() + 1;
+        let excerpt = (place.end > 0).then(|| {
+            let line = text[line_start..line_end].trim_end_matches('\r');
+            let shown = line.chars().skip(skipped(column)).take(SHOWN);
+            let shown = shown.map(|c| if c == '\t' { c } else { harmless(c) }).collect();
+            (shown, text[start..end].chars().count())
+        });
         let mistake = Mistake {
             kind,
             warning,
             file: path.clone(),
             line: self.line(place),
-            column: text[line_start..start].chars().count() + 1,
+            column,
             what: what.chars().map(harmless).collect(),
             help: help.chars().map(harmless).collect(),
             excerpt,
         };
         self.mistakes.push((place.source, mistake));
+    }
+
+    fn told(&self, warning: bool) -> usize {
+        self.mistakes.iter().filter(|(_, mistake)| mistake.warning == warning).count()
+    }
+
+    /// Whether no more mistakes are told of: what only finds more of them may
+    /// stop.
+    pub(super) fn is_full(&self) -> bool {
+        self.told(false) >= MOST
     }
 
     /// Whether a mistake was found so far that is no warning.
@@ -288,8 +322,11 @@ pub(super) fn quoted(text: &str) -> String {
 /// The candidate that `word` most likely stands for.
 pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
+    let length = word.chars().count();
     candidates
         .into_iter()
+        // As far apart as their lengths at least; comparing takes the product.
+        .filter(|candidate| length.abs_diff(candidate.chars().count()) <= 4)
         .map(|candidate| (strsim::damerau_levenshtein(&word, candidate), candidate))
         .filter(|(distance, candidate)| *distance <= candidate.len().div_ceil(3).min(4))
         .min_by_key(|(distance, _)| *distance)
@@ -305,5 +342,56 @@ pub(super) fn one_of(words: &[&str]) -> String {
             let most: Vec<String> = most.iter().map(|word| format!("\"{word}\"")).collect();
             format!("{} or \"{last}\"", most.join(", "))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{MAX_SOURCE, World, load_embedded};
+    use super::*;
+
+    /// As much of `piece`, with its number, as a file may hold; an eighth where code
+    /// is slow.
+    fn full(head: &str, piece: &str, tail: &str) -> String {
+        let most = usize::try_from(MAX_SOURCE).unwrap() / if cfg!(debug_assertions) { 8 } else { 1 };
+        let mut text = format!("version = 1\n{head}");
+        for number in 0.. {
+            let piece = piece.replace('N', &number.to_string());
+            if text.len() + piece.len() + tail.len() > most {
+                break;
+            }
+            text.push_str(&piece);
+        }
+        text + tail
+    }
+
+    /// A bad file costs little time and memory however bad it is: a running agent
+    /// may be told to read it. (They took minutes, and gigabytes.)
+    #[test]
+    fn the_worst_files_are_refused_with_a_list_that_can_be_read() {
+        for text in [
+            full("", "kN = 1\n", ""),
+            full("", "@\n", ""),
+            full("[commands]\nallow = [", "\"xN\",", "]\n"),
+            full("[commands]\nallow = [\"", "x", "\"]\n"),
+            full("", "[[files]]\npath = \"/aN\"\nrights = [\"read\"]\n", ""),
+            full("x = ", "[", ""),
+        ] {
+            let error = load_embedded("bad", &text, &World::elsewhere()).unwrap_err();
+            assert!((1..=MOST).contains(&error.mistakes.len()) && error.warnings.len() <= MOST);
+            let said = error.to_string();
+            assert!(said.len() < MOST * 4 * (SHOWN + 500), "{} bytes", said.len());
+            assert_eq!(error.more > 0, said.contains("more, which are not listed"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_long_line_is_shown_around_its_mistake() {
+        let text = format!("version = 1{}\nprofile = {}\"nope\"\n", " ".repeat(9000), " ".repeat(3000));
+        let error = load_embedded("bad", &text, &World::elsewhere()).unwrap_err();
+        let said = error.mistakes[0].to_string();
+        assert!(said.starts_with("bad:2:3011: ") && said.len() < 500, "{said}");
+        let [_, line, mark] = said.lines().collect::<Vec<_>>()[..] else { panic!("{said}") };
+        assert_eq!((line.find("\"nope\""), mark.trim()), (mark.find('^'), "^^^^^^"), "{said}");
     }
 }

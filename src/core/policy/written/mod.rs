@@ -105,6 +105,6 @@ fn finish(mut report: mistake::Report, world: &World, own: &[PathBuf]) -> Result
     if errors.is_empty() {
         Ok(Loaded { policy, warnings, sources: report.sources, why })
     } else {
-        Err(PolicyError { mistakes: errors, warnings })
+        Err(PolicyError { mistakes: errors, warnings, more: report.more })
     }
 }

@@ -20,7 +20,7 @@ pub(super) fn rules(
     report: &mut Report,
 ) -> (Vec<FileRule>, Vec<Place>) {
     let (mut rules, mut places) = (Vec::<FileRule>::new(), Vec::<Place>::new());
-    for (_, settings) in written {
+    for (_, settings) in written.iter().take(MAX_RULES) {
         // What a rule lacks was reported when it was read.
         let (Some(path), Some(rights)) = (settings.text("files", "path"), settings.list("files", "rights")) else {
             continue;
@@ -44,8 +44,9 @@ pub(super) fn rules(
         rules.push(rule);
         places.push(path.place);
     }
-    if let Some(place) = places.get(MAX_RULES) {
-        let what = format!("there are {} file rules", places.len());
+    // Each is held against each: those beyond are not looked at.
+    if let Some((place, _)) = written.get(MAX_RULES) {
+        let what = format!("there are {} file rules", written.len());
         report.error(Kind::TooMany, *place, what, format!("write at most {MAX_RULES}, in all files together"));
     }
     // A rule can also be made useless by one that follows it.

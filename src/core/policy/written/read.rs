@@ -105,6 +105,10 @@ pub(super) fn source(index: usize, written: &mut Written, report: &mut Report) {
         // A tree made of half a file would only add mistakes that are none.
         let mut lines = Vec::new();
         for error in errors {
+            if report.is_full() {
+                report.more += 1;
+                continue;
+            }
             let place = Place::new(index, error.span().unwrap_or(0..1));
             // One slip makes the parser stumble several times on its line.
             if !lines.contains(&report.line(place)) {
@@ -212,6 +216,10 @@ fn unknown(
     index: usize,
     report: &mut Report,
 ) {
+    if report.is_full() {
+        report.more += 1;
+        return;
+    }
     let place = Place::new(index, name.span());
     let word = name.get_ref().as_ref();
     let here = match table.name {

@@ -149,6 +149,8 @@ pub(super) fn identities(written: &Written, world: &World, report: &mut Report) 
                 let what = "this is root's group";
                 report.error(Kind::UnfitAccount, item.place, what, "write a group that may read only what is meant");
             }
+            // By its name and by its number.
+            Some(id) if groups.contains(&id) => {}
             Some(id) => groups.push(id),
             // One that was not there at the start: no group has this number.
             None if world.confined => groups.push(u32::MAX),

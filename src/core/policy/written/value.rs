@@ -108,6 +108,9 @@ fn list(
     let mut list: Vec<At<Value>> = Vec::new();
     let mut sound = true;
     for item in items {
+        if report.is_full() {
+            return None;
+        }
         let place = Place::new(source, item.span());
         let Some(value) = read(item, place, report) else {
             sound = false;
