@@ -52,5 +52,5 @@ fn main() -> ExitCode {
         stock::TESTS,
     ]
     .concat();
-    runner::main(&tests, &[], &[BINARY, "losetup", "mkfs.ext4", "qemu-ga", "prlimit"])
+    runner::main_by(2 * runner::processors(), &tests, &[], &[BINARY, "losetup", "mkfs.ext4", "qemu-ga", "prlimit"])
 }

@@ -14,6 +14,8 @@ mod support;
 mod boots;
 #[path = "vm/clients.rs"]
 mod clients;
+#[path = "vm/clocks.rs"]
+mod clocks;
 #[path = "vm/collectors.rs"]
 mod collectors;
 #[path = "vm/freezes.rs"]
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         idle::TESTS,
         &boots::tests(),
         clients::TESTS,
+        clocks::TESTS,
         collectors::TESTS,
         &freezes::tests(),
         heads::TESTS,

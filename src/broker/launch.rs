@@ -216,7 +216,6 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         log,
         engine,
         shutdown,
-        closer,
         handles,
         host,
         family,
@@ -225,7 +224,7 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
     };
     // Never dropped: what its threads would do on their way out is in no filter,
     // and the process ends behind it.
-    ManuallyDrop::new(Broker::new(parts, landlock_abi)).serve(&confined)
+    ManuallyDrop::new(Broker::new(parts, closer, landlock_abi)).serve(&confined)
 }
 
 /// The way to the host; `None` if postern was told to stop while it waited.

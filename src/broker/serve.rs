@@ -63,7 +63,6 @@ pub(crate) struct Parts {
     pub(crate) log: Log,
     pub(crate) engine: Option<Engine>,
     pub(crate) shutdown: Shutdown,
-    pub(crate) closer: Closer,
     pub(crate) handles: Handles,
     pub(crate) host: Host,
     pub(crate) family: Family,
@@ -109,6 +108,7 @@ struct Gone {
 #[derive(Debug)]
 pub(crate) struct Broker {
     parts: Parts,
+    closer: Closer,
     opener: Option<Opener>,
     worker: Option<Worker>,
     /// Whether the worker, while it holds files, still says that it is there.
@@ -166,10 +166,11 @@ fn path_text(path: &std::path::Path) -> audit::Text {
 }
 
 impl Broker {
-    pub(crate) fn new(parts: Parts, landlock_abi: u8) -> Self {
+    pub(crate) fn new(parts: Parts, closer: Closer, landlock_abi: u8) -> Self {
         let frozen = parts.engine.as_ref().is_some_and(|engine| engine.status() != Status::Thawed);
         Self {
             parts,
+            closer,
             opener: None,
             worker: None,
             watch: Watch::default(),

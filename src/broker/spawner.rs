@@ -28,6 +28,9 @@ type Broker = Pipe<SpawnerReport, SpawnerOrder>;
 /// Name of the spawner in `ps`.
 pub const NAME: &CStr = c"postern: spawner";
 
+/// How much rather than others a process is killed where memory has run out.
+const OOM_SCORE: &str = "/proc/self/oom_score_adj";
+
 /// A role's name in `ps`, by which a new process knows its role.
 #[must_use]
 pub const fn name(role: Role) -> &'static CStr {
@@ -76,9 +79,8 @@ pub fn run() -> End {
     // A service manager may keep postern from being killed where memory runs out:
     // that is for the broker, which thaws. A worker's size is its host's choice, and
     // it can be replaced; the guest's own processes shall not go before it.
-    const SCORE: &str = "/proc/self/oom_score_adj";
-    if std::fs::read_to_string(SCORE).is_ok_and(|score| score.starts_with('-')) {
-        let _ = std::fs::write(SCORE, "0");
+    if std::fs::read_to_string(OOM_SCORE).is_ok_and(|score| score.starts_with('-')) {
+        let _ = std::fs::write(OOM_SCORE, "0");
     }
     let prepare = || -> Result<(SignalFd, Confined), ConfineError> {
         let failed = |what| move |why: io::Error| ConfineError::Call { what, why };

@@ -61,7 +61,7 @@ fn an_opener_that_ends_anywhere_is_replaced() {
         stops
     };
     for kind in [Kind::Kill, Kind::Segv, Kind::Sys] {
-        let fits = |stop: &usize| kind == Kind::Kill || (stop % 2 == 0) == (kind == Kind::Segv);
+        let fits = |stop: &usize| kind == Kind::Kill || stop.is_multiple_of(2) == (kind == Kind::Segv);
         let stops: Vec<usize> = (1..=all).filter(fits).collect();
         let wanted = strikes(OPENS).min(stops.len());
         let chosen: Vec<usize> = (0..wanted).map(|number| stops[number * stops.len() / wanted]).collect();

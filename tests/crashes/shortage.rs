@@ -20,7 +20,7 @@ use crate::worker::Line;
 pub(crate) const TESTS: &[Test] = &[
     ("who_runs_out_of_memory_is_the_worker", who_runs_out_of_memory_is_the_worker),
     ("a_machine_out_of_memory_takes_the_worker_first", a_machine_out_of_memory_takes_the_worker_first),
-    ("a_guest_without_memory_for_the_broker_is_thawed", a_broker_without_memory_is_followed_by_one_that_thaws),
+    ("a_broker_without_memory_is_followed_by_one_that_thaws", a_broker_without_memory_is_followed_by_one_that_thaws),
     ("descriptors_that_run_out_come_back", descriptors_that_run_out_come_back),
     ("a_guest_that_cannot_fork_is_thawed_and_served_again", a_guest_that_cannot_fork_is_thawed_and_served_again),
 ];

@@ -61,7 +61,7 @@ impl Line {
     /// Takes in what is there; panics if the channel has ended.
     fn take_in(&mut self, wait: Duration) {
         self.stream.set_read_timeout(Some(wait)).expect("a time limit");
-        let mut bytes = [0; 65_536];
+        let mut bytes = vec![0; 65_536];
         match self.stream.read(&mut bytes) {
             Ok(0) => panic!("the channel ended"),
             Ok(count) => self.text.extend_from_slice(&bytes[..count]),
@@ -202,7 +202,7 @@ impl<'a> Stage<'a> {
         let file = self.home.files().join("file").display().to_string();
         let arguments = act.arguments.replace("HANDLE", &handle.to_string()).replace("FILE", &file);
         // Longer than any buffer that a new worker has.
-        let arguments = arguments.replace("LARGE", &"QUJD".repeat(1 << 18));
+        let arguments = arguments.replace("LARGE", &"QUJD".repeat(1 << 16));
         format!("{{\"execute\":\"{}\",\"arguments\":{arguments},\"id\":\"{id}\"}}", act.name).into_bytes()
     }
 
@@ -293,7 +293,7 @@ fn points(calls: &[(&'static Act, usize)], kind: Kind) -> Vec<Point> {
     // taken behind one.
     let fits = |stop: usize| match kind {
         Kind::Kill => true,
-        Kind::Segv => stop % 2 == 0,
+        Kind::Segv => stop.is_multiple_of(2),
         Kind::Sys | Kind::Memory => stop % 2 == 1,
     };
     let all: Vec<Point> = calls

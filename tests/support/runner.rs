@@ -32,6 +32,12 @@ fn hang() -> Duration {
 
 /// What `main` of such a test target does.
 pub(crate) fn main(tests: &[Test], roles: &[Role], programs: &[&str]) -> ExitCode {
+    main_by(processors(), tests, roles, programs)
+}
+
+/// As [`main`], with so many tests at a time: more than there are processors where
+/// tests mostly wait.
+pub(crate) fn main_by(hands: usize, tests: &[Test], roles: &[Role], programs: &[&str]) -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("--role") => {
@@ -53,11 +59,11 @@ pub(crate) fn main(tests: &[Test], roles: &[Role], programs: &[&str]) -> ExitCod
             }
             ExitCode::SUCCESS
         }
-        _ => run(tests, &arguments, |chosen| each(chosen, processors(), passes)),
+        _ => run(tests, &arguments, |chosen| each(chosen, hands, passes)),
     }
 }
 
-fn processors() -> usize {
+pub(crate) fn processors() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 

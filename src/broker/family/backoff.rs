@@ -5,11 +5,11 @@
 //! crash is a guess that costs its maker nothing but time, and a guess that
 //! failed tells nothing about the next one. What is left to the guest is how many
 //! guesses it lets be made: [`LONGEST`] apart, 12 an hour, 105,000 a year. On
-//! average 2^bits are needed (`vm.mmap_rnd_bits`, proc_sys_vm(5)):
+//! average 2^bits are needed (`vm.mmap_rnd_bits`):
 //!
 //! | kernel | bits | guessed after, on average | within a year |
 //! |---|---|---|---|
-//! | x86_64 | 28 | 2,554 years | 1 in 2,554 |
+//! | `x86_64` | 28 | 2,554 years | 1 in 2,554 |
 //! | aarch64, pages of 4 KiB, the kernel's own default | 18 | 2.5 years | 1 in 3 |
 //! | aarch64, where 33 is set (`sysctl vm.mmap_rnd_bits=33`) | 33 | 81,700 years | 1 in 81,700 |
 //!

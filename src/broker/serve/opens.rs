@@ -119,7 +119,7 @@ impl Broker {
                 if let (Some(file), Some(look)) = (received.descriptor, received.second) {
                     self.opened(id, &facts, &file, look);
                     // Closing it may wait for a server.
-                    self.parts.closer.close(file);
+                    self.closer.close(file);
                 }
             }
             OpenerReport::NotOpened { id, errno, by, resolved } => {

@@ -75,6 +75,6 @@ impl Broker {
     /// opened.
     pub(super) fn too_many_hang(&self) -> bool {
         let hanging = self.gone.iter().filter(|gone| gone.since.elapsed() > HANGS).count();
-        hanging + self.parts.closer.hanging(HANGS) >= HANGING_MOST
+        hanging + self.closer.hanging(HANGS) >= HANGING_MOST
     }
 }
