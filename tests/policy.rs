@@ -373,7 +373,10 @@ fn every_key_reaches_the_policy() {
     assert_eq!(policy.freeze.limit, Duration::from_secs(3600));
     assert_eq!(policy.shutdown.modes, [ShutdownMode::Powerdown, ShutdownMode::Halt, ShutdownMode::Reboot]);
     assert_eq!(policy.shutdown.method, ShutdownMethod::Auto);
-    assert_eq!(policy.limits, Limits { message: 1 << 20, nesting: 32, string: 1 << 16, read: 4096, handles: 1024 });
+    assert_eq!(
+        policy.limits,
+        Limits { message: 1 << 20, nesting: 32, string: 1 << 16, read: 4096, handles: 1024, ..Limits::default() }
+    );
     let heads = Heads { journal: false, syslog: true, records: 7, interval: Duration::from_secs(30) };
     let audit = Audit {
         log: "/var/log/other/audit.jsonl".into(),

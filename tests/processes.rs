@@ -186,15 +186,19 @@ fn limits_are_those_of_the_policy() {
         (WORKER, "Max locked memory", 0),
         (WORKER, "Max msgqueue size", 0),
         (WORKER, "Max open files", 8 + 16),
-        (WORKER, "Max address space", (96 << 20) + (4 << 20)),
+        // Buffers, two messages of 1 MiB, and 80 bytes for each token of one.
+        (WORKER, "Max data size", (16 << 20) + (2 << 20) + 80 * (1 << 20)),
+        (WORKER, "Max address space", (80 << 20) + (16 << 20) + (2 << 20) + 80 * (1 << 20)),
         (OPENER, "Max core file size", 0),
         (OPENER, "Max processes", 0),
         (OPENER, "Max file size", 0),
+        (OPENER, "Max data size", 32 << 20),
         (OPENER, "Max open files", 2048 + 64),
         (SPAWNER, "Max core file size", 0),
         (SPAWNER, "Max open files", 2048 + 64),
         (BROKER, "Max core file size", 0),
         (BROKER, "Max open files", 4096),
+        (BROKER, "Max data size", 256 << 20),
     ];
     for (who, name, value) in rows {
         let due = (value.to_string(), value.to_string());

@@ -105,6 +105,7 @@ pub(crate) fn decide(state: State, ask: &Ask, policy: &Policy) -> Decision {
         | Ask::PortGone {}
         | Ask::Denied { .. }
         | Ask::Counted { .. }
+        | Ask::Limited { .. }
         | Ask::Alive {} => Decision::Note,
         _ if state.opening => Decision::Hostile("it asked again before it was answered"),
         Ask::Open { path, mode } => {

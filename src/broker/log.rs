@@ -38,8 +38,8 @@ use end::End;
 pub use error::LogError;
 use files::Place;
 pub use files::{prepare_directory, tail_bytes_max};
-pub use flood::{BURST_BYTES, BYTES_PER_SECOND};
-use flood::{Flood, is_repeatable};
+pub use flood::{BURST_BYTES, BYTES_PER_SECOND, KINDS, OWN_PART};
+use flood::{Flood, Kind, repeatable};
 use rotated::Member;
 
 /// Most records that wait while the log is held, or cannot be written.
@@ -191,12 +191,14 @@ impl Log {
     /// takes records again; the error is for the operator only.
     pub fn note(&mut self, record: &Record) -> Result<Receipt, LogError> {
         let (at, body) = (Timestamp::now(), Body::of(record));
-        let repeatable = is_repeatable(record);
-        if repeatable && !self.admits(record, &body) {
+        let kind = repeatable(record);
+        if let Some(kind) = kind
+            && !self.admits(kind, record, &body)
+        {
             self.flood.count(record, at);
             return Ok(Receipt::Counted);
         }
-        let (records, bytes) = if repeatable { (RESERVE_RECORDS, RESERVE_BYTES) } else { (0, 0) };
+        let (records, bytes) = if kind.is_some() { (RESERVE_RECORDS, RESERVE_BYTES) } else { (0, 0) };
         if self.held {
             return self.hold_back(at, body, records, bytes);
         }
@@ -331,10 +333,10 @@ impl Log {
         }
         if let Some(repeated) = self.flood.told() {
             let now = Instant::now();
-            if last || (!self.spent && self.flood.has_room(now)) {
+            if last || (!self.spent && self.flood.has_room(Kind::Repeated, now)) {
                 let body = Body::of(&repeated);
                 self.put(Timestamp::now(), &body, Room::All)?;
-                self.flood.pay(now, body.len());
+                self.flood.pay(Kind::Repeated, now, body.len());
                 self.flood.forget();
             }
         }

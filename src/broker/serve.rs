@@ -14,6 +14,7 @@ mod clocks;
 mod freezes;
 mod manager;
 mod opens;
+mod rates;
 mod reload;
 mod watch;
 
@@ -30,6 +31,7 @@ use postern_core::policy::Policy;
 use postern_core::policy::compare::Held;
 use postern_core::policy::rules::Mode;
 use postern_core::policy::written::Kept;
+use postern_core::rate::Rates;
 
 use crate::closer::Closer;
 use crate::family::{Family, Opener, Worker};
@@ -78,6 +80,8 @@ struct Opening {
     path: WirePath,
     mode: Mode,
     rule: usize,
+    /// Whether the open itself may have an effect, so that it was announced.
+    changes: bool,
     /// Whether the opener was told; one that is being replaced is told later.
     sent: bool,
     /// Whether a fresh opener has had its try.
@@ -129,11 +133,15 @@ pub(crate) struct Broker {
     /// The worker's open files.
     files: BTreeMap<u64, Open>,
     opening: Option<Opening>,
+    /// How often opens and acts are asked for.
+    rates: Rates,
     /// Opens whose worker ended while the opener was at them, and that worker.
     unanswered: Vec<(u32, Opening)>,
     opens: u64,
     /// Which freeze command runs; for the record of its end.
     freezing: Option<Command>,
+    /// The record that announced it.
+    announced: Option<Record>,
     /// The worker awaits the end of a thaw.
     owes_thaw: bool,
     /// When to try next to thaw what is frozen past the policy's limit.
@@ -183,9 +191,11 @@ impl Broker {
             last_words: None,
             files: BTreeMap::new(),
             opening: None,
+            rates: Rates::default(),
             unanswered: Vec::new(),
             opens: 0,
             freezing: None,
+            announced: None,
             owes_thaw: false,
             next_limit: frozen.then(Instant::now),
             stopping: None,
@@ -227,6 +237,7 @@ impl Broker {
                     return Err(Fatal::Host(lost));
                 }
                 self.forget_unanswered();
+                self.tell_refused();
                 self.note(&Record::Stopped { reason: text(self.stop_reason.as_bytes()) });
                 return Ok(());
             }

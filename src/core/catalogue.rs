@@ -93,6 +93,21 @@ pub enum Audit {
     AtClose,
 }
 
+/// How often a command may come; the numbers are the policy's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rate {
+    /// As often as it comes. A host that is refused an answer to these knows
+    /// neither whether the guest lives nor how it stands, or cannot thaw it; and
+    /// none of them costs more than its own reply.
+    Unlimited,
+    /// `limits.requests`, by the worker.
+    Requests,
+    /// `limits.opens`, by the broker.
+    Opens,
+    /// `limits.acts`, by the broker.
+    Acts,
+}
+
 /// One row of the catalogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -110,6 +125,8 @@ pub struct Entry {
     pub needs: Needs,
     /// How it is audited.
     pub audit: Audit,
+    /// How often it may come.
+    pub rate: Rate,
     /// One line for people.
     pub summary: &'static str,
 }
@@ -124,6 +141,7 @@ impl Entry {
             silent: false,
             needs: Needs { acts: &[], calls: &[], paths: false },
             audit: Audit::Recorded,
+            rate: Rate::Requests,
             summary,
         }
     }
@@ -137,6 +155,7 @@ impl Entry {
             silent: false,
             needs: Needs { acts: &[], calls: &[], paths: false },
             audit: Audit::Recorded,
+            rate: Rate::Requests,
             summary: "known, not offered",
         }
     }
@@ -175,6 +194,11 @@ impl Entry {
         self.audit = audit;
         self
     }
+
+    const fn rate(mut self, rate: Rate) -> Self {
+        self.rate = rate;
+        self
+    }
 }
 
 /// A command that postern offers. The number is its bit in a
@@ -204,20 +228,27 @@ pub enum Command {
 /// first, in [`Command`]'s order, so that a command indexes its own row.
 pub static CATALOGUE: [Entry; 43] = [
     Entry::offered(Command::SyncDelimited, "guest-sync-delimited", "echo a number behind a 0xFF byte")
+        .rate(Rate::Unlimited)
         .args(&[must("id", Kind::Int)])
         .frozen_safe()
         .audit(Audit::Counted),
     Entry::offered(Command::Sync, "guest-sync", "echo a number")
+        .rate(Rate::Unlimited)
         .args(&[must("id", Kind::Int)])
         .frozen_safe()
         .audit(Audit::Counted),
-    Entry::offered(Command::Ping, "guest-ping", "answer, nothing else").frozen_safe().audit(Audit::Counted),
+    Entry::offered(Command::Ping, "guest-ping", "answer, nothing else")
+        .rate(Rate::Unlimited)
+        .frozen_safe()
+        .audit(Audit::Counted),
     Entry::offered(Command::Info, "guest-info", "list version and commands").frozen_safe().audit(Audit::Counted),
     Entry::offered(Command::Shutdown, "guest-shutdown", "power down, halt or reboot")
+        .rate(Rate::Acts)
         .args(&[may("mode", Kind::Str)])
         .silent()
         .acts(&[Act::Shutdown]),
     Entry::offered(Command::FileOpen, "guest-file-open", "open a file of the policy")
+        .rate(Rate::Opens)
         .args(&[must("path", Kind::Str), may("mode", Kind::Str)])
         .acts(&[Act::Open])
         .paths(),
@@ -238,14 +269,18 @@ pub static CATALOGUE: [Entry; 43] = [
         .args(&[must("handle", Kind::Int)])
         .audit(Audit::AtClose),
     Entry::offered(Command::FsfreezeStatus, "guest-fsfreeze-status", "tell whether filesystems are frozen")
+        .rate(Rate::Unlimited)
         .frozen_safe()
         .audit(Audit::Counted),
     Entry::offered(Command::FsfreezeFreeze, "guest-fsfreeze-freeze", "freeze all local filesystems")
+        .rate(Rate::Acts)
         .acts(&[Act::Freeze]),
     Entry::offered(Command::FsfreezeFreezeList, "guest-fsfreeze-freeze-list", "freeze the named filesystems")
+        .rate(Rate::Acts)
         .args(&[may("mountpoints", Kind::StrList)])
         .acts(&[Act::Freeze]),
     Entry::offered(Command::FsfreezeThaw, "guest-fsfreeze-thaw", "thaw what was frozen")
+        .rate(Rate::Unlimited)
         .frozen_safe()
         .acts(&[Act::Thaw]),
     Entry::not_offered("guest-get-time"),

@@ -236,6 +236,9 @@ impl Wire for Limits {
         for limit in [self.message, self.nesting, self.string, self.read, self.handles] {
             limit.put(out);
         }
+        for rate in [self.requests, self.opens, self.acts] {
+            rate.put(out);
+        }
     }
 
     fn take(from: &mut Reader<'_>) -> Result<Self, Malformed> {
@@ -245,6 +248,9 @@ impl Wire for Limits {
             string: u32::take(from)?,
             read: u32::take(from)?,
             handles: u32::take(from)?,
+            requests: u32::take(from)?,
+            opens: u32::take(from)?,
+            acts: u32::take(from)?,
         })
     }
 }
@@ -267,7 +273,8 @@ frames! {
         1 Ready { standing: Standing },
         /// Instead of the first: could not be confined.
         2 Unconfined { why: Text },
-        /// Open a file. Answer: `Opened` or `NotOpened`.
+        /// Open a file. Answer: `Opened`, `NotOpened` or, where there are too
+        /// many, `Refused`.
         3 Open { path: WirePath, mode: Mode },
         /// A handle was closed. No answer.
         4 Closed { handle: u64, used: Use },
@@ -298,6 +305,9 @@ frames! {
         15 NoPort { errno: i32 },
         /// To the note of the same name. No answer.
         16 Alive {},
+        /// How many requests were refused for their number since the last such
+        /// ask. No answer.
+        17 Limited { commands: List<Count, 64> },
     }
 }
 

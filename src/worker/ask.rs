@@ -25,6 +25,15 @@ pub(crate) struct BrokerLost {
     pub(crate) closed: bool,
 }
 
+/// Why a file was not opened.
+#[derive(Debug)]
+pub(crate) enum NotOpened {
+    /// The error that the open failed with.
+    Errno(Errno),
+    /// The broker's own words for the host.
+    Told(String),
+}
+
 /// A port that a new worker is sent for.
 #[derive(Debug)]
 pub(crate) struct Wanted {
@@ -101,14 +110,15 @@ impl Broker {
         self.tell(&Ask::Unconfined { why: Text::cut(why.as_bytes()) })
     }
 
-    /// Opens a file: a new handle and its descriptor, or the error for the
-    /// host.
-    pub(crate) fn open(&mut self, path: &Path, mode: Mode) -> Result<Result<(u64, OwnedFd), Errno>, BrokerLost> {
-        let Some(path) = WirePath::from_path(path) else { return Ok(Err(Errno::ENAMETOOLONG)) };
+    /// Opens a file: a new handle and its descriptor, or why not.
+    pub(crate) fn open(&mut self, path: &Path, mode: Mode) -> Result<Result<(u64, OwnedFd), NotOpened>, BrokerLost> {
+        let errno = |errno| Ok(Err(NotOpened::Errno(errno)));
+        let Some(path) = WirePath::from_path(path) else { return errno(Errno::ENAMETOOLONG) };
         let answer = self.ask(&Ask::Open { path, mode })?;
         match (answer.message, answer.descriptor) {
             (Answer::Opened { handle }, Some(file)) => Ok(Ok((handle, file))),
-            (Answer::NotOpened { errno }, None) => Ok(Err(Errno::from_raw(errno))),
+            (Answer::NotOpened { errno: why }, None) => errno(Errno::from_raw(why)),
+            (Answer::Refused { why }, None) => Ok(Err(NotOpened::Told(why.to_text()))),
             _ => Err(BrokerLost { closed: false }),
         }
     }
@@ -161,11 +171,11 @@ impl Broker {
     }
 
     pub(crate) fn counted(&self, counts: &[(Command, u64)]) -> Result<(), BrokerLost> {
-        let counts = counts.iter().map(|&(command, times)| Count { command, times }).collect();
-        match List::new(counts) {
-            Some(commands) => self.tell(&Ask::Counted { commands }),
-            None => Ok(()),
-        }
+        list(counts).map_or(Ok(()), |commands| self.tell(&Ask::Counted { commands }))
+    }
+
+    pub(crate) fn limited(&self, counts: &[(Command, u64)]) -> Result<(), BrokerLost> {
+        list(counts).map_or(Ok(()), |commands| self.tell(&Ask::Limited { commands }))
     }
 
     /// The next note, if one is there; after [`AsFd`] has polled readable.
@@ -262,6 +272,10 @@ fn mountpoints(only: Vec<WirePath>) -> Option<List<WirePath, MAX_MOUNTPOINTS>> {
     // whether there is a list, and how many there are.
     let bytes: usize = only.iter().map(|path| 2 + path.as_slice().len()).sum();
     List::new(only).filter(|_| bytes + 4 <= MAX_FRAME)
+}
+
+fn list(counts: &[(Command, u64)]) -> Option<List<Count, 64>> {
+    List::new(counts.iter().map(|&(command, times)| Count { command, times }).collect())
 }
 
 const fn lost(why: &ReceiveError) -> BrokerLost {

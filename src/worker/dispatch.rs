@@ -14,12 +14,15 @@ mod transfer;
 
 use std::collections::VecDeque;
 use std::path::Path;
+use std::time::Instant;
 
-use postern_core::catalogue::{CommandSet, lookup};
+use nix::errno::Errno;
+use postern_core::catalogue::{Audit, Command, CommandSet, Rate, lookup};
 use postern_core::messages::{Denial, FreezeState, MAX_PATH, WirePath};
 use postern_core::policy::parts::WorkerPart;
+use postern_core::rate::{Rates, too_many};
 
-use super::ask::{Broker, BrokerLost, Note};
+use super::ask::{Broker, BrokerLost, NotOpened, Note};
 use super::channel::{Channel, HostGone};
 use super::files::Files;
 use super::qga::reply::{self, Empty, Info, Sought, Written};
@@ -74,6 +77,7 @@ pub(crate) struct Session {
     waiting: VecDeque<Vec<u8>>,
     counts: [u64; 64],
     counted: u64,
+    rates: Rates,
     /// The reply under construction.
     out: Vec<u8>,
     /// File contents on their way.
@@ -92,6 +96,7 @@ impl Session {
             waiting: VecDeque::new(),
             counts: [0; 64],
             counted: 0,
+            rates: Rates::default(),
             out: Vec::new(),
             data: Vec::new(),
         }
@@ -122,14 +127,16 @@ impl Session {
         Ok(())
     }
 
-    /// Tells the broker how often the commands that are only counted came.
+    /// Tells the broker how often the commands that are only counted came, and
+    /// what was refused for its number.
     pub(crate) fn count_up(&mut self) -> Result<(), BrokerLost> {
         self.counted = 0;
+        if let Some(refused) = self.rates.rest(Instant::now()) {
+            self.broker.limited(&refused)?;
+        }
         let all = std::mem::replace(&mut self.counts, [0; 64]);
-        let counts: Vec<_> = postern_core::catalogue::Command::all()
-            .map(|command| (command, all[command as usize]))
-            .filter(|(_, times)| *times > 0)
-            .collect();
+        let counts: Vec<_> =
+            Command::all().map(|command| (command, all[command as usize])).filter(|(_, times)| *times > 0).collect();
         if counts.is_empty() { Ok(()) } else { self.broker.counted(&counts) }
     }
 
@@ -187,6 +194,9 @@ impl Session {
         let error = match incoming.request {
             Ok(request) => {
                 if let Some(command) = incoming.command {
+                    if let Some(error) = self.limit(command)? {
+                        return self.fail(channel, &error, &incoming.id);
+                    }
                     self.count(command)?;
                 }
                 return self.act(request, incoming.id, channel);
@@ -242,8 +252,23 @@ impl Session {
         }
     }
 
-    fn count(&mut self, command: postern_core::catalogue::Command) -> Result<(), BrokerLost> {
-        if command.entry().audit == postern_core::catalogue::Audit::Counted {
+    /// The error for a request that is one too many. Those that the broker acts on
+    /// it limits itself.
+    fn limit(&mut self, command: Command) -> Result<Option<QgaError>, BrokerLost> {
+        let rate = command.entry().rate;
+        let Some(limit) = rate.limit(&self.part.limits).filter(|_| rate == Rate::Requests) else { return Ok(None) };
+        let now = Instant::now();
+        if self.rates.admits(command, limit.1, now) {
+            return Ok(None);
+        }
+        if let Some(refused) = self.rates.due(now) {
+            self.broker.limited(&refused)?;
+        }
+        Ok(Some(QgaError::Told(too_many(command, limit))))
+    }
+
+    fn count(&mut self, command: Command) -> Result<(), BrokerLost> {
+        if command.entry().audit == Audit::Counted {
             self.counts[command as usize] += 1;
             self.counted += 1;
             if self.counted >= REPORT_AFTER {
@@ -307,7 +332,12 @@ impl Session {
                     self.files.insert(handle, file, mode);
                     self.succeed(channel, &handle, &id)
                 }
-                Err(errno) => self.fail(channel, &QgaError::open(&path, &written, errno), &id),
+                Err(NotOpened::Errno(Errno::EMFILE)) if self.files.count() >= self.part.limits.handles as usize => {
+                    let most = self.part.limits.handles;
+                    self.fail(channel, &QgaError::too_many_files(&path, &written, most), &id)
+                }
+                Err(NotOpened::Errno(errno)) => self.fail(channel, &QgaError::open(&path, &written, errno), &id),
+                Err(NotOpened::Told(why)) => self.fail(channel, &QgaError::Told(why), &id),
             },
             Request::FileClose { handle } => match self.files.remove(handle) {
                 Some(used) => {

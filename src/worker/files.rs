@@ -40,6 +40,11 @@ impl Files {
         self.0.get_mut(&handle)
     }
 
+    /// How many are open.
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// Closes a file and says what was done with it.
     pub(crate) fn remove(&mut self, handle: i64) -> Option<Use> {
         self.0.remove(&handle).map(|file| file.used)

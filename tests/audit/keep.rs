@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use postern_broker::log::{BURST_BYTES, BYTES_PER_SECOND, Log, LogError, Receipt, SPARE_BYTES};
-use postern_core::audit::{Body, Chain, MAX_LINE, Mounts, Record, Text, ThawCause, Timestamp, sequence_of};
+use postern_broker::log::{BURST_BYTES, BYTES_PER_SECOND, KINDS, Log, LogError, OWN_PART, Receipt, SPARE_BYTES};
+use postern_core::audit::{Body, Chain, Mounts, Record, Text, ThawCause, Timestamp, sequence_of};
 use postern_core::messages::{Barrier, Denial};
 use postern_core::policy::rules::Mode;
 use postern_core::policy::{Audit, Fsync};
@@ -469,8 +469,11 @@ fn a_flood_of_what_has_no_effect_is_bounded_and_counted() {
         |record: &Value| record["@timestamp"].as_str().and_then(|at| at.parse::<Timestamp>().ok()).expect("a time");
     let milliseconds = time(all.last().expect("one")).duration_since(time(&all[0])).as_millis();
     let milliseconds = u64::try_from(milliseconds).expect("later");
-    // One record more than fits, and what tells of the rest.
-    let most = BURST_BYTES + BYTES_PER_SECOND * (milliseconds + 1000) / 1000 + MAX_LINE as u64;
+    // What all kinds share and what each has for itself, and of each bucket one
+    // record more than fits.
+    let part = |whole: u64| whole + KINDS * whole / OWN_PART;
+    let overdrawn = (KINDS + 1) * 2 * Body::of(&flood[4]).len() as u64;
+    let most = part(BURST_BYTES) + part(BYTES_PER_SECOND) * (milliseconds + 1000) / 1000 + overdrawn;
     assert!(bytes as u64 <= most, "{bytes} of {most} bytes in {milliseconds} ms");
     let count = |action: &str| {
         let listed = all.iter().filter(|record| record["event"]["action"] == action).count() as u64;

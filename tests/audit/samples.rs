@@ -150,6 +150,7 @@ pub(crate) fn all(text: &[u8]) -> Vec<Record> {
             since: Timestamp::UNIX_EPOCH,
             until: Timestamp::MAX,
         },
+        Record::Limited { child: 2, counts: vec![(Command::FileOpen, 17), (Command::FsfreezeFreezeList, 1)] },
         Record::FileClosed { child: 1, handle: 1002, why: Closing::Reloaded, path: own(), after: None, used: None },
         Record::PolicyReloaded(Box::new(reloaded())),
         Record::PolicyReloaded(Box::new(Reloaded {

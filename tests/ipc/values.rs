@@ -80,7 +80,7 @@ fn facts() -> impl Strategy<Value = Facts> {
 }
 
 pub(crate) fn ask() -> impl Strategy<Value = Ask> {
-    let count = (command(), any::<u64>()).prop_map(|(command, times)| Count { command, times });
+    let count = || (command(), any::<u64>()).prop_map(|(command, times)| Count { command, times });
     // A list of the longest paths fits no packet, so no worker sends one.
     let short = vec(any::<u8>(), 0..200).prop_map(|bytes| WirePath::cut(&bytes));
     prop_oneof![
@@ -94,7 +94,8 @@ pub(crate) fn ask() -> impl Strategy<Value = Ask> {
         shutdown().prop_map(|mode| Ask::Shutdown { mode }),
         Just(Ask::HostGone {}),
         (bytes(), select(Denial::ALL)).prop_map(|(command, why)| Ask::Denied { command, why }),
-        list(count).prop_map(|commands| Ask::Counted { commands }),
+        list(count()).prop_map(|commands| Ask::Counted { commands }),
+        list(count()).prop_map(|commands| Ask::Limited { commands }),
         text().prop_map(|message| Ask::Panicked { message }),
         Just(Ask::PortGone {}),
         Just(Ask::Port {}),
@@ -104,12 +105,8 @@ pub(crate) fn ask() -> impl Strategy<Value = Ask> {
 }
 
 fn worker_part() -> impl Strategy<Value = WorkerPart> {
-    let limits = any::<[u32; 5]>().prop_map(|[message, nesting, string, read, handles]| Limits {
-        message,
-        nesting,
-        string,
-        read,
-        handles,
+    let limits = any::<[u32; 8]>().prop_map(|[message, nesting, string, read, handles, requests, opens, acts]| {
+        Limits { message, nesting, string, read, handles, requests, opens, acts }
     });
     let commands = vec(command(), 0..15).prop_map(|commands| commands.into_iter().collect::<CommandSet>());
     (commands, limits).prop_map(|(commands, limits)| WorkerPart { commands, limits })

@@ -61,8 +61,10 @@ fn what_widens_is_not_taken_while_frozen() {
     let worker = agent.process("worker", 0);
     let wider = policy().replace("\"powerdown\"", "\"powerdown\", \"halt\"");
     // The second: nobody could thaw any more.
-    let thawless = policy()
-        .replace("\"guest-fsfreeze-freeze\", \"guest-fsfreeze-freeze-list\", \"guest-fsfreeze-thaw\"", "\"guest-ping\"");
+    let thawless = policy().replace(
+        "\"guest-fsfreeze-freeze\", \"guest-fsfreeze-freeze-list\", \"guest-fsfreeze-thaw\"",
+        "\"guest-ping\"",
+    );
     for (text, times) in [(&wider, 1), (&thawless, 2)] {
         home.policy(text);
         agent.signal("broker", Signal::SIGHUP);

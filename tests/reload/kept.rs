@@ -104,7 +104,8 @@ fn what_takes_a_new_start_is_said_by_key() {
     let identities = format!("[identities]\nworker = {}\nbroker = {}\n", home.worker, home.broker + 7);
     let named = "[identities]\nworker = \"who-was-not-there\"\nbroker = \"nor-who\"\n".to_owned();
     // What a start without it has no means for.
-    let freeze = "[commands]\nallow = [\"guest-fsfreeze-freeze\", \"guest-fsfreeze-thaw\", \"guest-fsfreeze-status\"]\n";
+    let freeze =
+        "[commands]\nallow = [\"guest-fsfreeze-freeze\", \"guest-fsfreeze-thaw\", \"guest-fsfreeze-status\"]\n";
     let shutdown = "[commands]\nallow = [\"guest-shutdown\"]\n[shutdown]\nmodes = [\"powerdown\"]\n";
     let cases = [
         ("identities.worker", identities.as_str()),
@@ -205,7 +206,8 @@ fn a_candidate_that_dies_is_rolled_back() {
     assert!(host.hear()["return"].is_object());
     assert_eq!(agent.process("opener", 0), opener);
     // The old worker may have been asked to leave already, or not.
-    let again = if agent.process("worker", 0) == worker { handle } else { host.open(&path, "r").expect("the old rule") };
+    let again =
+        if agent.process("worker", 0) == worker { handle } else { host.open(&path, "r").expect("the old rule") };
     host.returns("guest-file-seek", &json!({ "handle": again, "offset": 0, "whence": 0 }));
 }
 

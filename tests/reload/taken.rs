@@ -159,7 +159,8 @@ fn drop_ins_count() {
     let agent = home.start(FILES);
     let mut host = agent.connect();
     assert!(host.open(&there, "r").is_err());
-    let rule = format!("version = 1\n[[files]]\npath = \"{}\"\nrights = [\"read\"]\n", home.path("elsewhere").display());
+    let rule =
+        format!("version = 1\n[[files]]\npath = \"{}\"\nrights = [\"read\"]\n", home.path("elsewhere").display());
     fs::write(home.path("policy.d/10-more.toml"), rule).expect("a drop-in");
     assert_eq!(crate::outcome(&agent)["postern"]["file_rules"], 2);
     host.open(&there, "r").expect("the drop-in's rule");

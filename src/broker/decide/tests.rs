@@ -105,6 +105,7 @@ fn asks() -> Vec<Ask> {
         Ask::NoPort { errno: 2 },
         Ask::Denied { command: Bytes::cut(b"guest-exec"), why: Denial::NotOffered },
         Ask::Counted { commands: List::new(vec![Count { command: Command::Ping, times: 1 }]).expect("a short list") },
+        Ask::Limited { commands: List::new(vec![Count { command: Command::Info, times: 1 }]).expect("a short list") },
         Ask::Alive {},
         Ask::Freeze { only: None },
         Ask::Freeze { only: Some(list(&[])) },
@@ -177,7 +178,12 @@ fn reports_are_noted() {
     each_case(|state, ask, _, decision| {
         let report = matches!(
             ask,
-            Ask::Closed { .. } | Ask::HostGone {} | Ask::Denied { .. } | Ask::Counted { .. } | Ask::Panicked { .. }
+            Ask::Closed { .. }
+                | Ask::HostGone {}
+                | Ask::Denied { .. }
+                | Ask::Counted { .. }
+                | Ask::Limited { .. }
+                | Ask::Panicked { .. }
         );
         if report && state.ready {
             assert_eq!(decision, Decision::Note, "{state:?} {ask:?}");
@@ -266,6 +272,7 @@ fn each_ask_gets_its_due() {
             | Ask::PortGone {}
             | Ask::Denied { .. }
             | Ask::Counted { .. }
+            | Ask::Limited { .. }
             | Ask::Alive {} => due(ask) == Note,
             Ask::Freeze { only: None } => due(ask) == Freeze(Command::FsfreezeFreeze),
             Ask::Freeze { only: Some(_) } => due(ask) == Freeze(Command::FsfreezeFreezeList),

@@ -10,6 +10,7 @@ use postern_core::audit::{Body, Opening, Record, Run, Timestamp};
 use postern_core::messages::Barrier;
 use postern_core::policy::Audit;
 
+use super::flood::{Kind, announces};
 use super::{Log, LogError, rotated};
 
 /// Bytes beyond `audit.max_bytes` for everything that is no open; half of them
@@ -149,7 +150,7 @@ impl Log {
     /// Whether one more of what a host can repeat is listed. Where opens are
     /// refused for want of room, the first of them is, so that the log says so
     /// itself.
-    pub(super) fn admits(&mut self, record: &Record, body: &Body) -> bool {
+    pub(super) fn admits(&mut self, kind: Kind, record: &Record, body: &Body) -> bool {
         self.spent |= !self.has_room(body, Room::Opens);
         if self.spent {
             let says_so = matches!(record, Record::OpenRefused { by: Barrier::Audit, .. });
@@ -158,10 +159,26 @@ impl Log {
             }
         }
         let now = Instant::now();
-        let admits = self.flood.has_room(now);
+        let admits = self.flood.has_room(kind, now);
         if admits {
-            self.flood.pay(now, body.len());
+            self.flood.pay(kind, now, body.len());
         }
         admits
+    }
+
+    /// Whether an act may be announced, of which nothing may come: not where too
+    /// many of its kind came to nothing.
+    #[must_use]
+    pub fn bears(&self, announcement: &Record) -> bool {
+        announces(announcement).is_none_or(|kind| self.flood.has_room(kind, Instant::now()))
+    }
+
+    /// Nothing came of an act that was announced: its records count as any that a
+    /// host can repeat.
+    pub fn charge(&mut self, announcement: &Record, outcome: Option<&Record>) {
+        let Some(kind) = announces(announcement) else { return };
+        for record in [announcement].into_iter().chain(outcome) {
+            self.flood.pay(kind, Instant::now(), Body::of(record).len());
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 use postern_core::audit::{self, Record};
+use postern_core::catalogue::Rate;
 use postern_core::ipc::{ReceiveError, Received};
 use postern_core::messages::{Answer, Ask, FreezeState, Role, Text};
 use postern_core::policy::ShutdownMode;
@@ -63,7 +64,10 @@ impl Broker {
                 Ok(())
             }
             decision => {
-                self.act(decision, received.message);
+                match self.too_many(&received.message) {
+                    Some(why) => self.refuse(&why),
+                    None => self.act(decision, received.message),
+                }
                 Ok(())
             }
         }
@@ -117,6 +121,12 @@ impl Broker {
             Ask::Counted { commands } => {
                 let counts = commands.as_slice().iter().map(|count| (count.command, count.times)).collect();
                 self.note(&Record::Counted { child: self.worker_number(), counts });
+            }
+            Ask::Limited { commands } => {
+                // Of what is limited here it has nothing to say.
+                let own = commands.as_slice().iter().filter(|count| count.command.entry().rate == Rate::Requests);
+                let counts = own.map(|count| (count.command, count.times)).collect();
+                self.note(&Record::Limited { child: self.worker_number(), counts });
             }
             // It was heard, which is all.
             Ask::Alive {}

@@ -22,9 +22,14 @@ impl Broker {
     pub(super) fn act_freeze(&mut self, command: Command, only: Option<Vec<PathBuf>>) {
         let named: Mounts = only.iter().flatten().map(|path| path_text(path)).collect();
         let child = self.worker_number();
-        if !self.record_first(&Record::FreezeAsked { child, command, mounts: named }) {
+        let asked = Record::FreezeAsked { child, command, mounts: named };
+        if !self.parts.log.bears(&asked) {
+            return self.refuse_fruitless(command);
+        }
+        if !self.record_first(&asked) {
             return self.refuse("the audit log takes no records");
         }
+        self.announced = Some(asked);
         // From here to the last thaw nothing goes to any disk.
         self.parts.log.hold();
         self.parts.voice.hold();
@@ -78,7 +83,9 @@ impl Broker {
             self.say(Level::Notice, &format!("freeze: {note}"));
         }
         let left_out = notes.iter().map(|note| (path_text(&note.mountpoint), note.reason.name())).collect();
-        self.note(&Record::FreezeDone { command, count, mounts: mounts(filesystems), left_out });
+        let done = Record::FreezeDone { command, count, mounts: mounts(filesystems), left_out };
+        self.note(&done);
+        self.charge_freeze(&done, count == 0);
         self.answer(&Answer::FreezeDone { count }, None);
     }
 
@@ -90,8 +97,11 @@ impl Broker {
             self.say(Level::Error, &format!("after a failed freeze: {one}"));
         }
         let (mount, errno) = (failure.mountpoint().map_or_else(|| text(b""), path_text), failure.errno());
-        let left = left.iter().filter_map(Failure::mountpoint).map(path_text).collect();
-        self.note(&Record::FreezeFailed { command, mount, reason: text(why.as_bytes()), errno, left });
+        let left: Mounts = left.iter().filter_map(Failure::mountpoint).map(path_text).collect();
+        let thawed = left.kept().is_empty();
+        let failed = Record::FreezeFailed { command, mount, reason: text(why.as_bytes()), errno, left };
+        self.note(&failed);
+        self.charge_freeze(&failed, thawed);
         self.answer(&Answer::FreezeFailed { why: Text::cut(why.as_bytes()) }, None);
         if self.is_frozen() {
             // Something could not be thawed again.

@@ -67,7 +67,8 @@ impl Broker {
         if standing == Standing::Stopping {
             self.parts.notify.stopping();
         }
-        let kept = self.reload.kept.as_ref().map_or_else(String::new, |why| format!("; the new policy was refused: {why}"));
+        let kept =
+            self.reload.kept.as_ref().map_or_else(String::new, |why| format!("; the new policy was refused: {why}"));
         self.parts.notify.status(&format!("{standing}{kept}"));
         self.told = standing;
     }

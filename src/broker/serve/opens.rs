@@ -26,6 +26,12 @@ const fn no_record(rule: usize, resolved: Option<WirePath>) -> Refusal {
     Refusal { errno: Errno::EIO, by: Barrier::Audit, why, rule: Some(rule), resolved }
 }
 
+/// The log would be filled with what came to nothing.
+const fn fruitless(rule: usize) -> Refusal {
+    let why = "too many of these came to nothing";
+    Refusal { errno: Errno::EAGAIN, by: Barrier::Audit, why, rule: Some(rule), resolved: None }
+}
+
 impl Broker {
     pub(super) fn act_open(&mut self, path: WirePath, mode: Mode, rule: usize, changes: bool) {
         if let Err(why) = self.parts.log.takes_opens() {
@@ -52,7 +58,10 @@ impl Broker {
             }
         };
         if changes {
-            let asked = Record::OpenAsked { child: self.worker_number(), requested: text(path.as_slice()), mode, rule };
+            let asked = self.asked(&path, mode, rule);
+            if !self.parts.log.bears(&asked) {
+                return self.refuse_open(&path, mode, fruitless(rule));
+            }
             if !self.record_first(&asked) {
                 return self.refuse_open(&path, mode, no_record(rule, None));
             }
@@ -64,11 +73,16 @@ impl Broker {
             path,
             mode,
             rule,
+            changes,
             sent: false,
             again: false,
             since: Instant::now(),
         });
         self.tell_opener();
+    }
+
+    fn asked(&self, path: &WirePath, mode: Mode, rule: usize) -> Record {
+        Record::OpenAsked { child: self.worker_number(), requested: text(path.as_slice()), mode, rule }
     }
 
     /// Trust: as good as its confinement. What it says of an object goes into
@@ -137,6 +151,10 @@ impl Broker {
                     Barrier::Opener => "no rule allows what the path leads to",
                     _ => "the kernel refused",
                 };
+                if opening.changes {
+                    let asked = self.asked(&opening.path, opening.mode, opening.rule);
+                    self.parts.log.charge(&asked, None);
+                }
                 let refusal = Refusal { errno: Errno::from_raw(errno), by, why, rule: Some(opening.rule), resolved };
                 self.refuse_open(&opening.path, opening.mode, refusal);
             }

@@ -171,7 +171,8 @@ impl Broker {
             // files.
             Outcome::Unchanged => {
                 let policy = loaded.policy;
-                self.reload.candidate = Some(Candidate { policy, comparison, opener: None, worker: None, leaves: None });
+                self.reload.candidate =
+                    Some(Candidate { policy, comparison, opener: None, worker: None, leaves: None });
                 self.put_in_force();
             }
             Outcome::Kept(why) => self.keep_policy(&why, Some(&loaded.policy), comparison.restart),
@@ -248,7 +249,9 @@ impl Broker {
 
     /// Trust: as good as its confinement.
     pub(super) fn hear_tried_opener(&mut self) {
-        let Some(tried) = self.reload.candidate.as_mut().and_then(|candidate| candidate.opener.as_mut()) else { return };
+        let Some(tried) = self.reload.candidate.as_mut().and_then(|candidate| candidate.opener.as_mut()) else {
+            return;
+        };
         let _ = tried.child.tell_on();
         let why = match tried.child.pipe.try_receive().map(|received| (received.message, received.sender)) {
             Ok((OpenerReport::Ready { standing }, sender)) if tried.stands.is_none() => {
@@ -265,7 +268,9 @@ impl Broker {
 
     /// Trust: it has not met a host.
     pub(super) fn hear_tried_worker(&mut self) {
-        let Some(tried) = self.reload.candidate.as_mut().and_then(|candidate| candidate.worker.as_mut()) else { return };
+        let Some(tried) = self.reload.candidate.as_mut().and_then(|candidate| candidate.worker.as_mut()) else {
+            return;
+        };
         let _ = tried.child.tell_on();
         let why = match tried.child.pipe.try_receive().map(|received| (received.message, received.sender)) {
             Ok((Ask::Ready { standing }, sender)) if tried.stands.is_none() => return tried.stand(standing, sender),

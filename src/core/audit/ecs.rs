@@ -5,9 +5,9 @@
 //! through [`text`] and the escaping writer behind it.
 
 use super::fields::{
-    FAILED, LEFT, MISSING, MOUNTS, closing, log_opened, moment, put_after, put_asked, put_child, put_errno, put_file,
-    put_left_out, put_lost, put_mounts, put_peer, put_process, put_refused_policy, put_reloaded, put_shutdown, put_stands, reason, refusal, refused_by,
-    text, thaw_cause, time,
+    FAILED, LEFT, MISSING, MOUNTS, closing, log_opened, moment, put_after, put_asked, put_child, put_counts, put_errno,
+    put_file, put_left_out, put_lost, put_mounts, put_peer, put_process, put_refused_policy, put_reloaded,
+    put_shutdown, put_stands, reason, refusal, refused_by, text, thaw_cause, time,
 };
 use super::json::{Fields, Value, members};
 use super::mounts::Mounts;
@@ -137,6 +137,7 @@ fn head(record: &Record) -> Head {
             row("policy-reloaded", &["configuration"], &["change"], "success", None),
         Record::PolicyKept { .. } => row("policy-kept", &["configuration"], &["info"], "failure", Some("refused")),
         Record::Counted { .. } => row("counted", &["api"], &["info"], "success", None),
+        Record::Limited { .. } => row("limited", &["api"], &["denied"], "failure", Some("refused")),
         Record::Repeated { .. } => row("repeated", &["api"], &["denied", "info"], "failure", None),
         Record::LogRemoved { .. } => row("log-removed", &["file"], &["deletion"], "unknown", Some("asked")),
         Record::RecordsLost(_) => row("records-lost", &["process"], &["info"], "failure", None),
@@ -300,8 +301,13 @@ fn details(record: &Record, out: &mut Fields) {
         }
         Record::Counted { child, counts } => {
             put_child(out, *child);
-            let counts = counts.iter().map(|(command, count)| (command.name(), Value::Number(*count))).collect();
-            out.push(("postern.counts", Value::Object(counts)));
+            put_counts(out, counts);
+        }
+        Record::Limited { child, counts } => {
+            reason(out, "more in a second than the policy allows");
+            put_child(out, *child);
+            out.push(("postern.refused_by", Value::Str("policy".into())));
+            put_counts(out, counts);
         }
         Record::Repeated { counts, since, until } => {
             reason(out, "repeated more often than the log takes");

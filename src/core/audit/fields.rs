@@ -13,7 +13,7 @@ use super::mounts::Mounts;
 use super::record::{After, Closing, Lost, Peer, Reloaded, Role, Stands, ThawCause};
 use super::run::{Confinement, Opening, Run};
 use super::text::Text;
-use crate::catalogue::CommandSet;
+use crate::catalogue::{Command, CommandSet};
 use crate::messages::{Barrier, Denial, Facts};
 use crate::policy::ShutdownMethod;
 use crate::policy::rules::{Mode, Types};
@@ -111,6 +111,12 @@ pub(super) fn time(at: Timestamp) -> Value {
 /// A time as records have it, to the microsecond.
 pub(super) fn moment(at: Timestamp) -> Value {
     Value::Str(format!("{at:.6}").into())
+}
+
+/// How often each command came, or was refused.
+pub(super) fn put_counts(out: &mut Fields, counts: &[(Command, u64)]) {
+    let counts = counts.iter().map(|(command, count)| (command.name(), Value::Number(*count))).collect();
+    out.push(("postern.counts", Value::Object(counts)));
 }
 
 /// The broker's number of a process.

@@ -404,6 +404,15 @@ pub enum Record {
         /// Count per command.
         counts: Vec<(Command, u64)>,
     },
+    /// How many requests were refused for their number, beyond the policy's
+    /// limits, since the last such record. The worker's own word, but for those
+    /// that the broker limits.
+    Limited {
+        /// The broker's number of the worker that they came through.
+        child: u32,
+        /// Count per command.
+        counts: Vec<(Command, u64)>,
+    },
     /// What a host repeated beyond the log's rate, counted instead of listed.
     /// Only the log writes it.
     Repeated {

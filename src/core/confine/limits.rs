@@ -3,16 +3,38 @@
 use nix::sys::resource::{Resource, setrlimit};
 
 use super::{ConfineError, call};
-use crate::policy::Limits;
+use crate::policy::{Limits, TOKENS_MAX};
 
 /// Descriptors that a worker has besides the host's files: see the table in
 /// `filters`.
 const WORKER_DESCRIPTORS: u64 = 8;
 /// Descriptors of broker, opener and spawner, with room for a transfer.
 const OTHER_DESCRIPTORS: u64 = 64;
-/// Address space of a worker besides its message buffers: its code, its
+/// Private memory of a worker besides what a request takes: buffers of a fixed
+/// size, the allocator's reserve.
+const WORKER_DATA: u64 = 16 << 20;
+/// Most that a token of a request takes once it is parsed: half a nested array,
+/// whose list has room for four values; rounded up from 72 bytes.
+const TOKEN_BYTES: u64 = 80;
+/// Address space of a process besides its private memory: its code, its
 /// libraries, its stack.
-const WORKER_SPACE: u64 = 96 << 20;
+const CODE_SPACE: u64 = 80 << 20;
+/// Private memory of an opener: some rules' paths, and frames.
+const OPENER_DATA: u64 = 32 << 20;
+/// Private memory of a broker: records that wait, the files that a host has open,
+/// a mount table of a hundred thousand lines. Generous, for the broker is who thaws.
+const BROKER_DATA: u64 = 256 << 20;
+
+/// Private memory of a worker under these limits, in bytes.
+#[must_use]
+pub fn worker_data(limits: &Limits) -> u64 {
+    let message = u64::from(limits.message);
+    // A request is received once, and may be kept once more until a thaw ends;
+    // its longest string may have to be unescaped and then freed of its newlines,
+    // or all of it consists of small values.
+    let parsed = TOKEN_BYTES * message.min(TOKENS_MAX.into());
+    WORKER_DATA + 2 * message + parsed.max(2 * message)
+}
 
 fn set(limits: &[(Resource, u64)]) -> Result<(), ConfineError> {
     limits.iter().try_for_each(|&(resource, most)| setrlimit(resource, most, most)).map_err(call("setrlimit"))
@@ -28,18 +50,25 @@ const COMMON: [(Resource, u64); 4] = [
 
 pub(super) fn worker(limits: &Limits) -> Result<(), ConfineError> {
     set(&COMMON)?;
-    // A request is buffered once, decoded once more, and its buffer may double
-    // while it grows.
-    let space = WORKER_SPACE + 4 * u64::from(limits.message);
-    set(&[(Resource::RLIMIT_NOFILE, WORKER_DESCRIPTORS + u64::from(limits.handles)), (Resource::RLIMIT_AS, space)])
+    let data = worker_data(limits);
+    set(&[
+        (Resource::RLIMIT_NOFILE, WORKER_DESCRIPTORS + u64::from(limits.handles)),
+        (Resource::RLIMIT_DATA, data),
+        (Resource::RLIMIT_AS, CODE_SPACE + data),
+    ])
 }
 
 pub(super) fn opener() -> Result<(), ConfineError> {
     set(&COMMON)?;
     // Rules are opened all at once for Landlock.
-    set(&[(Resource::RLIMIT_NOFILE, 2048 + OTHER_DESCRIPTORS), (Resource::RLIMIT_FSIZE, 0)])
+    set(&[
+        (Resource::RLIMIT_NOFILE, 2048 + OTHER_DESCRIPTORS),
+        (Resource::RLIMIT_FSIZE, 0),
+        (Resource::RLIMIT_DATA, OPENER_DATA),
+    ])
 }
 
+/// No limit of memory: children inherit it, and need more than it does.
 pub(super) fn spawner() -> Result<(), ConfineError> {
     set(&[
         (Resource::RLIMIT_CORE, 0),
@@ -55,5 +84,6 @@ pub(super) fn broker() -> Result<(), ConfineError> {
         (Resource::RLIMIT_MSGQUEUE, 0),
         (Resource::RLIMIT_MEMLOCK, 0),
         (Resource::RLIMIT_NOFILE, 4096),
+        (Resource::RLIMIT_DATA, BROKER_DATA),
     ])
 }

@@ -124,6 +124,10 @@ pub struct Shutdown {
     pub method: ShutdownMethod,
 }
 
+/// Most tokens of one request: stock's limit. With [`Limits::message`] it bounds
+/// what a parsed request takes.
+pub const TOKENS_MAX: u32 = 2 << 20;
+
 /// `[limits]`. Sizes in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -137,11 +141,27 @@ pub struct Limits {
     pub read: u32,
     /// Files open at once. Default 64, ceiling 1024.
     pub handles: u32,
+    /// Requests of one command that are answered in a second. Default 100 000.
+    pub requests: u32,
+    /// Opens that are done in a second. Default 10 000.
+    pub opens: u32,
+    /// Freezes and shutdowns, each command for itself, that are begun in a
+    /// second. Default 10.
+    pub acts: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { message: 64 << 20, nesting: 1024, string: 64 << 20, read: 48 << 20, handles: 64 }
+        Self {
+            message: 64 << 20,
+            nesting: 1024,
+            string: 64 << 20,
+            read: 48 << 20,
+            handles: 64,
+            requests: 100_000,
+            opens: 10_000,
+            acts: 10,
+        }
     }
 }
 

@@ -105,6 +105,12 @@ pub struct Settings {
     pub limit_read: u32,
     /// `limits.handles`.
     pub limit_handles: u32,
+    /// `limits.requests`, per second of each command.
+    pub limit_requests: u32,
+    /// `limits.opens`, per second.
+    pub limit_opens: u32,
+    /// `limits.acts`, per second of each command.
+    pub limit_acts: u32,
     /// `audit.log`.
     pub audit_log: String,
     /// `audit.fsync`.
@@ -250,6 +256,9 @@ fn settings(policy: &Policy) -> Settings {
         limit_string: policy.limits.string,
         limit_read: policy.limits.read,
         limit_handles: policy.limits.handles,
+        limit_requests: policy.limits.requests,
+        limit_opens: policy.limits.opens,
+        limit_acts: policy.limits.acts,
         audit_log: log.display().to_string(),
         audit_fsync: fsync.name(),
         audit_max_bytes: *max_bytes,

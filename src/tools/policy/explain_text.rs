@@ -115,6 +115,11 @@ impl fmt::Display for Settings {
             f,
             "  limits          message {} B, nesting {}, string {} B, read {} B, handles {}",
             self.limit_message, self.limit_nesting, self.limit_string, self.limit_read, self.limit_handles
+        )?;
+        writeln!(
+            f,
+            "                  per second: requests {} of each command, opens {}, acts {} of each command",
+            self.limit_requests, self.limit_opens, self.limit_acts
         )
     }
 }

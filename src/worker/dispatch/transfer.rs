@@ -29,7 +29,9 @@ impl Session {
         let Some(wanted) = usize::try_from(count).ok().filter(|_| count <= READ_MAX) else {
             return self.fail(channel, &QgaError::Count(count), id);
         };
-        let wanted = wanted.min(self.part.limits.read as usize);
+        if wanted > self.part.limits.read as usize {
+            return self.fail(channel, &QgaError::ReadLimit { count, most: self.part.limits.read }, id);
+        }
         let first = wanted.min(PIECE);
         if self.data.len() < first {
             self.data.resize(first, 0);

@@ -10,6 +10,7 @@
 use std::borrow::Cow;
 
 use nix::errno::Errno;
+use postern_core::policy::TOKENS_MAX;
 use thiserror::Error;
 
 /// Most bytes of the host's own text that an error quotes back: a Linux path
@@ -53,15 +54,19 @@ pub enum QgaError {
     /// A `\u` escape that is no character: bad digits, lone surrogate, noncharacter.
     #[error("JSON parse error, {0} is not a valid Unicode character")]
     NotACharacter(String),
-    /// A message or string longer than `limits.message` or `limits.string`.
-    #[error("JSON token size limit exceeded")]
-    TooLong,
-    /// More tokens than [`super::frame::TOKENS_MAX`].
-    #[error("JSON token count limit exceeded")]
+    /// A message longer than `limits.message`. What stands before the colon of
+    /// this and the next three is stock's.
+    #[error("JSON token size limit exceeded: a request of more than {0} bytes (limits.message of the guest's policy)")]
+    TooLong(u32),
+    /// A string longer than `limits.string`.
+    #[error("JSON token size limit exceeded: a string of more than {0} bytes (limits.string of the guest's policy)")]
+    StringTooLong(u32),
+    /// More tokens than [`TOKENS_MAX`].
+    #[error("JSON token count limit exceeded: a request of more than {TOKENS_MAX} tokens")]
     TooManyTokens,
     /// Deeper than `limits.nesting`.
-    #[error("JSON nesting depth limit exceeded")]
-    TooDeep,
+    #[error("JSON nesting depth limit exceeded: more than {0} levels (limits.nesting of the guest's policy)")]
+    TooDeep(u32),
 
     /// A request that is no object.
     #[error("QMP input must be a JSON object")]
@@ -127,12 +132,33 @@ pub enum QgaError {
         /// Why.
         errno: Errno,
     },
+    /// As many files are open as `limits.handles` allows. See
+    /// [`QgaError::too_many_files`].
+    #[error(
+        "failed to open file '{path}' (mode: '{mode}'): Too many open files: {most} (limits.handles of the guest's policy)"
+    )]
+    TooManyFiles {
+        /// Path as requested.
+        path: String,
+        /// Mode as requested.
+        mode: String,
+        /// The limit.
+        most: u32,
+    },
     /// A handle that is not open.
     #[error("handle '{0}' has not been found")]
     Handle(i64),
     /// A `count` out of range: negative, above the read limit, or more than was sent.
     #[error("value '{0}' is invalid for argument count")]
     Count(i64),
+    /// A `count` that stock would take, and the policy does not.
+    #[error("a count of {count} is more than {most} bytes (limits.read of the guest's policy)")]
+    ReadLimit {
+        /// As requested.
+        count: i64,
+        /// The limit.
+        most: u32,
+    },
     /// Reading failed.
     #[error("failed to read file: {}", strerror(*.0))]
     Read(Errno),
@@ -171,6 +197,12 @@ impl QgaError {
     #[must_use]
     pub fn open(path: &str, mode: &str, errno: Errno) -> Self {
         Self::Open { path: quoted(path), mode: quoted(mode), errno }
+    }
+
+    /// [`QgaError::TooManyFiles`] of the host's path and mode, bounded.
+    #[must_use]
+    pub fn too_many_files(path: &str, mode: &str, most: u32) -> Self {
+        Self::TooManyFiles { path: quoted(path), mode: quoted(mode), most }
     }
 
     /// An argument of the wrong type.

@@ -18,13 +18,9 @@
 //! Trust: reads hostile bytes. What comes out is a slice that is a sequence of
 //! JSON tokens with balanced (or overclosed) brackets, no more.
 
-use postern_core::policy::Limits;
+use postern_core::policy::{Limits, TOKENS_MAX};
 
 use super::error::{QgaError, quoted_bytes};
-
-/// Most tokens of one message: stock's limit. It bounds what the parser
-/// allocates per message.
-pub const TOKENS_MAX: u32 = 2 << 20;
 
 /// Size of the buffer while messages are small, and the least that a bigger one
 /// has free beyond the largest message.
@@ -208,7 +204,7 @@ impl Decoder {
             let found = if self.scan < stop {
                 self.step(stop)
             } else if self.scan == longest {
-                self.over(QgaError::TooLong)
+                self.over(QgaError::TooLong(self.limits.message))
             } else {
                 // What one large message needed is not kept until the host
                 // speaks again.
@@ -314,7 +310,7 @@ impl Decoder {
         let plain = plain_prefix(&self.buffer[self.scan..stop.min(longest).max(self.scan)], quote);
         self.pass(plain);
         if self.scan >= longest {
-            return self.over(QgaError::TooLong);
+            return self.over(QgaError::StringTooLong(self.limits.string));
         }
         if self.scan == stop {
             return Step::Go;
@@ -359,7 +355,7 @@ impl Decoder {
         if self.tokens > TOKENS_MAX {
             self.over(QgaError::TooManyTokens)
         } else if self.braces + self.brackets > i64::from(self.limits.nesting) {
-            self.over(QgaError::TooDeep)
+            self.over(QgaError::TooDeep(self.limits.nesting))
         } else if open {
             Step::Go
         } else {

@@ -82,7 +82,9 @@ pub const fn broker_leaves(lists: bool, rotates: bool, remembers: bool) -> &'sta
     match (lists, rotates, remembers) {
         (true, false, true) => "lists directories; reads its policy; its log and state",
         (true, false, false) => "lists directories; reads its policy; its log",
-        (true, true, true) => "lists directories; reads its policy; its log, whose files it renames and removes, and state",
+        (true, true, true) => {
+            "lists directories; reads its policy; its log, whose files it renames and removes, and state"
+        }
         (true, true, false) => "lists directories; reads its policy; its log, whose files it renames and removes",
         (false, false, true) => "reads its policy; its log and state",
         (false, false, false) => "reads its policy; its log",

@@ -3,7 +3,9 @@ use std::time::Duration;
 use super::*;
 use crate::catalogue::CommandSet;
 use crate::policy::written::{World, keys, load_embedded};
-use crate::policy::{Account, Audit, Channel, Freeze, Heads, Identities, Limits, Shutdown, ShutdownMethod, ShutdownMode};
+use crate::policy::{
+    Account, Audit, Channel, Freeze, Heads, Identities, Limits, Shutdown, ShutdownMethod, ShutdownMode,
+};
 
 fn policy(text: &str) -> Policy {
     load_embedded("test", &format!("version = 1\n{text}"), &World::elsewhere()).expect(text).policy

@@ -62,9 +62,8 @@ impl Kept {
     pub fn open(origin: Origin) -> Self {
         let main = origin.places.main.parent().filter(|parent| parent.components().count() > 2);
         let wanted = main.into_iter().chain(origin.places.drop_ins.iter().map(PathBuf::as_path));
-        let directories = wanted
-            .filter_map(|path| Some((path.to_owned(), source::open_listed(path, &origin.world).ok()?)))
-            .collect();
+        let directories =
+            wanted.filter_map(|path| Some((path.to_owned(), source::open_listed(path, &origin.world).ok()?))).collect();
         Self { origin, directories }
     }
 
@@ -85,7 +84,13 @@ impl Kept {
         let mut loaded = finish(report, world, &places.own())?;
         if let Err(why) = narrowing.apply(&mut loaded.policy) {
             let mut report = Report::new();
-            report.outside(Kind::CoversOwn, false, places.main.clone(), why, "change the rule, or what postern is started with");
+            report.outside(
+                Kind::CoversOwn,
+                false,
+                places.main.clone(),
+                why,
+                "change the rule, or what postern is started with",
+            );
             let (mistakes, warnings) = report.sorted();
             return Err(PolicyError { mistakes, warnings });
         }
@@ -114,7 +119,11 @@ impl Kept {
             return Err(restart("is no directory that postern could keep open when it started"));
         };
         let stat = descriptors::stat(kept.as_fd()).map_err(|errno| source::failed(path, errno))?;
-        if end == Some((stat.device, stat.inode)) { Ok(kept) } else { Err(restart("is another directory than when postern started")) }
+        if end == Some((stat.device, stat.inode)) {
+            Ok(kept)
+        } else {
+            Err(restart("is another directory than when postern started"))
+        }
     }
 }
 

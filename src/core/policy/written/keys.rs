@@ -123,6 +123,8 @@ impl Key {
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
+/// Highest rate of the policy, per second: more than any channel carries.
+const MAX_RATE: u64 = 1_000_000;
 /// Largest id that the kernel takes for an account: one below "no change".
 pub const MAX_ID: u64 = u32::MAX as u64 - 1;
 
@@ -157,7 +159,9 @@ pub static TABLES: [Table; 11] = [
     Table {
         name: "limits",
         repeated: false,
-        doc: "How much one request may use. Stock's limits are the ceilings; lower ones bound the worker's memory.",
+        doc: "How much one request may use, and how many there may be. What is beyond a limit is answered with an \
+              error that names the limit and its key, and the next request is answered as ever. Stock's limits are the \
+              ceilings; lower ones bound the worker's memory: [what each process takes](README.md#memory).",
     },
     Table {
         name: "audit",
@@ -179,7 +183,7 @@ pub static TABLES: [Table; 11] = [
 ];
 
 /// Every key, in the order of the reference.
-pub static KEYS: [Key; 36] = [
+pub static KEYS: [Key; 39] = [
     Key::new("", "version", Type::Version, "1", "The format of the file. Every file says it, drop-ins too.").required(),
     Key::new(
         "",
@@ -289,7 +293,8 @@ pub static KEYS: [Key; 36] = [
         "message",
         Type::Size { min: 4 * KIB, max: 64 * MIB },
         "\"1MiB\"",
-        "Largest request. A write of n bytes takes 4/3 n and a little.",
+        "Largest request. A write of n bytes takes 4/3 n and a little: this and `limits.string` are the limits of a \
+         write.",
     )
     .default("\"64MiB\""),
     Key::new(
@@ -307,11 +312,41 @@ pub static KEYS: [Key; 36] = [
         "read",
         Type::Size { min: 4 * KIB, max: 48 * MIB },
         "\"1MiB\"",
-        "Largest `count` of one `guest-file-read`. Not below 4 KiB, which a read without `count` asks for.",
+        "Largest `count` of one `guest-file-read`; what it reads is sent as it is read, in pieces of 96 KiB. Not below \
+         4 KiB, which a read without `count` asks for.",
     )
     .default("\"48MiB\""),
     Key::new("limits", "handles", Type::Count { min: 1, max: 1024 }, "16", "Files that the host may have open at once.")
         .default("64"),
+    Key::new(
+        "limits",
+        "requests",
+        Type::Count { min: 1, max: MAX_RATE },
+        "500",
+        "Requests of one command that are answered in a second: so many at once, and then one for each that is past. \
+         Never limited are `guest-ping`, `guest-sync`, `guest-sync-delimited`, `guest-fsfreeze-status` and \
+         `guest-fsfreeze-thaw`; others have a limit of their own. No client comes near the default: a loop over files \
+         reaches a third of it.",
+    )
+    .default("100000"),
+    Key::new(
+        "limits",
+        "opens",
+        Type::Count { min: 1, max: MAX_RATE },
+        "50",
+        "The same for `guest-file-open`. Held by the broker, so that a worker that fell cannot pass it; each open puts \
+         about one kilobyte into the audit log.",
+    )
+    .default("10000"),
+    Key::new(
+        "limits",
+        "acts",
+        Type::Count { min: 1, max: MAX_RATE },
+        "1",
+        "The same for `guest-fsfreeze-freeze`, `guest-fsfreeze-freeze-list` and `guest-shutdown`, each for itself. Held \
+         by the broker. A host freezes once for each snapshot.",
+    )
+    .default("10"),
     Key::new(
         "limits",
         "hang",

@@ -88,11 +88,11 @@ fn error(text: &str) -> String {
 #[test]
 fn after_1100_open_brackets_the_next_request_is_answered() {
     let (out, ..) = flooded(&Limits::default(), b"", b"[", 1100);
-    assert_eq!(out, error("JSON nesting depth limit exceeded") + PONG);
+    assert_eq!(out, error(&QgaError::TooDeep(1024).to_string()) + PONG);
     // Closed again, what follows on the same line is answered too.
     let closed = format!("{}{}{PING}", "[".repeat(1100), "]".repeat(1100));
     let out = String::from_utf8(answers(&Limits::default(), closed.as_bytes(), &[])).unwrap();
-    assert_eq!(out, error("JSON nesting depth limit exceeded") + PONG);
+    assert_eq!(out, error(&QgaError::TooDeep(1024).to_string()) + PONG);
     let deepest = format!("{}{}{PING}", "[".repeat(1024), "]".repeat(1024));
     let out = String::from_utf8(answers(&Limits::default(), deepest.as_bytes(), &[])).unwrap();
     assert_eq!(out, error("QMP input must be a JSON object") + PONG);
@@ -106,7 +106,7 @@ fn after_100_mb_without_a_newline_the_next_request_is_answered() {
     {
         let (out, memory, sent) = flooded(&limits, head, unit, 100_000_000);
         assert!(sent >= 100_000_000);
-        assert_eq!(out, error("JSON token size limit exceeded") + PONG);
+        assert_eq!(out, error(&QgaError::TooLong(64 << 20).to_string()) + PONG);
         assert!(memory <= limits.message as usize + (64 << 10), "{memory}");
     }
 }
@@ -114,28 +114,30 @@ fn after_100_mb_without_a_newline_the_next_request_is_answered() {
 #[test]
 fn an_endless_array_is_answered_once_and_dropped() {
     let (out, memory, _) = flooded(&Limits::default(), b"[1", b",[]", 20_000_000);
-    assert_eq!(out, error("JSON token count limit exceeded") + PONG);
+    assert_eq!(out, error(&QgaError::TooManyTokens.to_string()) + PONG);
     assert!(memory <= 32 << 20, "{memory}");
     let small = Limits { message: 1 << 20, ..Limits::default() };
     let (out, memory, _) = flooded(&small, b"[\"", b"ab\",\"", 20_000_000);
-    assert_eq!(out, error("JSON token size limit exceeded") + PONG);
+    assert_eq!(out, error(&QgaError::TooLong(1 << 20).to_string()) + PONG);
     assert!(memory <= (1 << 20) + (64 << 10), "{memory}");
 }
 
 #[test]
 fn what_is_left_of_a_long_message_ends_with_it_or_with_the_line() {
     let limits = Limits { message: 40, nesting: 4, string: 10, ..Limits::default() };
+    let [long, string, deep] =
+        [QgaError::TooLong(40), QgaError::StringTooLong(10), QgaError::TooDeep(4)].map(|error| error.to_string());
     let rows: [(&str, &str, usize); 8] = [
         // The message's own end, then a request on the same line.
-        ("{\"a\":\"12345678901\",\"b\":[{}]}", "JSON token size limit exceeded", 1),
+        ("{\"a\":\"12345678901\",\"b\":[{}]}", &string, 1),
         ("[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16]", "QMP input must be a JSON object", 1),
-        ("[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,7]", "JSON token size limit exceeded", 1),
-        ("[[[[[]]]]]", "JSON nesting depth limit exceeded", 1),
-        ("\"12345678901\"", "JSON token size limit exceeded", 1),
+        ("[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,7]", &long, 1),
+        ("[[[[[]]]]]", &deep, 1),
+        ("\"12345678901\"", &string, 1),
         // Its end cannot be known: a newline ends it.
-        ("{\"a\":\"12345678901\",@}", "JSON token size limit exceeded", 0),
-        ("{\"a\":\"12345678901\",\"b\t", "JSON token size limit exceeded", 0),
-        ("{\"a\":\"12345678901\",\"b", "JSON token size limit exceeded", 0),
+        ("{\"a\":\"12345678901\",@}", &string, 0),
+        ("{\"a\":\"12345678901\",\"b\t", &string, 0),
+        ("{\"a\":\"12345678901\",\"b", &string, 0),
     ];
     for (long, text, same_line) in rows {
         let line = format!("{long}{PING}\n{PING}");
