@@ -92,7 +92,7 @@ impl Kept {
                 "change the rule, or what postern is started with",
             );
             let (mistakes, warnings) = report.sorted();
-            return Err(PolicyError { mistakes, warnings });
+            return Err(PolicyError { mistakes, warnings, more: 0 });
         }
         Ok(loaded)
     }
