@@ -26,6 +26,8 @@ pub(crate) enum Role {
 pub(crate) const LOG_DIRECTORY: i32 = 27;
 /// Descriptor of the state directory.
 pub(crate) const STATE_DIRECTORY: i32 = 28;
+/// A directory of the policy's files, kept open.
+pub(crate) const POLICY_DIRECTORY: i32 = 31;
 /// A log, and nothing that a policy has to ask for.
 const APPENDS: LogNeeds = LogNeeds { directory: LOG_DIRECTORY, rotate: false, sync: false };
 /// A socket that the broker may connect anew.
@@ -66,6 +68,7 @@ impl Role {
             reconnects: vec![SYSLOG],
             log: Some(APPENDS),
             state: vec![STATE_DIRECTORY],
+            policy: vec![POLICY_DIRECTORY],
         })
     }
 
@@ -111,6 +114,7 @@ impl Role {
             reconnects: vec![SYSLOG, Reconnects::new(24, "/run/systemd/journal/socket")],
             log: log(true, true),
             state: vec![STATE_DIRECTORY, STATE_DIRECTORY + 1],
+            policy: vec![POLICY_DIRECTORY],
         };
         vec![
             ("worker, no command", worker(CommandSet::default())),

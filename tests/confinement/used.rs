@@ -7,7 +7,7 @@ use std::fs;
 use nix::libc;
 use postern_core::confine::seccomp::{Rule, When};
 
-use super::needs::{LOG_DIRECTORY, Role, STATE_DIRECTORY};
+use super::needs::{LOG_DIRECTORY, POLICY_DIRECTORY, Role, STATE_DIRECTORY};
 
 /// Rules that no suite uses, and that stay all the same: process, call, and why.
 #[rustfmt::skip]
@@ -78,7 +78,7 @@ fn lower(word: &str) -> u32 {
 /// Conditions that name what is another in every run: descriptors, process ids, and
 /// the signals and commands that shut a guest down.
 fn is_of_a_run(rule: &Rule, when: When) -> bool {
-    const DESCRIPTORS: [i32; 5] = [23, 24, LOG_DIRECTORY, STATE_DIRECTORY, STATE_DIRECTORY + 1];
+    const DESCRIPTORS: [i32; 6] = [23, 24, LOG_DIRECTORY, STATE_DIRECTORY, STATE_DIRECTORY + 1, POLICY_DIRECTORY];
     match (rule.name, when) {
         ("tgkill", When::Is(0, _)) | ("kill", When::Is(1, _)) | ("reboot", When::Is(2, _)) => true,
         (_, When::Is(_, value)) => DESCRIPTORS.iter().any(|number| value == number.cast_unsigned()),

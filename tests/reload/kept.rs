@@ -37,7 +37,7 @@ fn a_bad_policy_changes_nothing() {
     let worker = agent.process("worker", 0);
     let good = fs::read(home.path("policy.toml")).expect("the policy");
     let policy = home.path("policy.toml");
-    let rewritten = |text: &str| drop(fs::write(&policy, text).expect("a policy"));
+    let rewritten = |text: &str| fs::write(&policy, text).expect("a policy");
     // What is done to the policy, and what is said of it.
     type Harm<'a> = (&'static str, Box<dyn Fn() + 'a>);
     let text = String::from_utf8(good.clone()).expect("text");
@@ -48,7 +48,7 @@ fn a_bad_policy_changes_nothing() {
         // Half of it: a write in progress.
         ("", Box::new(|| rewritten(&text[..text.len() / 2 + 3]))),
         ("larger than 1 MiB", Box::new(|| rewritten(&"#".repeat((1 << 20) + 1)))),
-        ("this is not UTF-8", Box::new(|| drop(fs::write(&policy, b"version = 1 # \xff").expect("a policy")))),
+        ("this is not UTF-8", Box::new(|| fs::write(&policy, b"version = 1 # \xff").expect("a policy"))),
         ("there is no policy", Box::new(|| fs::remove_file(&policy).expect("it goes"))),
         (
             "Permission denied",
