@@ -26,6 +26,8 @@ mod facts;
 mod freezes;
 #[path = "live/heads.rs"]
 mod heads;
+#[path = "live/hung.rs"]
+mod hung;
 #[path = "live/keep.rs"]
 mod keep;
 #[path = "live/reading.rs"]
@@ -43,6 +45,8 @@ mod shutdowns;
 mod stale;
 #[path = "live/starts.rs"]
 mod starts;
+#[path = "live/storm.rs"]
+mod storm;
 #[path = "live/stuck.rs"]
 mod stuck;
 
@@ -70,6 +74,8 @@ fn main() -> ExitCode {
         freezes::TESTS,
         stuck::TESTS,
         stale::TESTS,
+        hung::TESTS,
+        storm::TESTS,
         crashes::TESTS,
         shutdowns::TESTS,
         evidence::TESTS,

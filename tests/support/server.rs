@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -28,6 +29,9 @@ struct Shared {
     last: AtomicU32,
     content: Mutex<Vec<u8>>,
 }
+
+/// No test lets it be dead for longer; below what its runner waits.
+const GIVEN_UP: Duration = Duration::from_secs(60);
 
 /// The server; gone, and what waited for it released, when dropped.
 #[derive(Debug)]
@@ -71,6 +75,12 @@ impl Server {
         self.shared.ignored.store(operation, Ordering::SeqCst);
     }
 
+    /// Has the kernel end every request with an error, as `umount -f` does, and with
+    /// them the mount.
+    pub(crate) fn abort(&self) {
+        self.shared.quit.store(true, Ordering::SeqCst);
+    }
+
     /// Operation of the last request that it read.
     pub(crate) fn last(&self) -> u32 {
         self.shared.last.load(Ordering::SeqCst)
@@ -90,7 +100,12 @@ impl Drop for Server {
 
 fn serve(mut device: File, shared: &Shared) {
     let mut request = vec![0; 1 << 20];
-    while !shared.quit.load(Ordering::SeqCst) {
+    // A test that hangs with its server dead can't be killed: it is let go first.
+    let mut since = Instant::now();
+    while !shared.quit.load(Ordering::SeqCst) && since.elapsed() < GIVEN_UP {
+        if !shared.dead.load(Ordering::SeqCst) {
+            since = Instant::now();
+        }
         let mut ready = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
         if !matches!(poll(&mut ready, PollTimeout::from(20_u8)), Ok(1..)) {
             continue;
