@@ -1,8 +1,15 @@
 //! Freeze and thaw on real filesystems, by the broker's engine under the
 //! broker's real confinement. Needs root, loop devices, mkfs of ext4, xfs, btrfs
-//! and squashfs. Each test runs in a cell (`support::cell`), whose mount table
+//! and squashfs, and for the comparison the stock agent. Each test runs in a cell (`support::cell`), whose mount table
 //! shows nothing of the machine, so nothing of the machine is ever frozen.
 
+#[path = "freeze/beside.rs"]
+mod beside;
+#[path = "freeze/odd.rs"]
+mod odd;
+#[path = "live/scene.rs"]
+#[allow(dead_code, reason = "the target `live` uses the rest")]
+mod scene;
 mod support;
 
 use std::collections::VecDeque;
@@ -25,9 +32,10 @@ use postern_core::sys::fs::FIFREEZE;
 use support::disk::{Disk, Mounted, one_of_each, one_that_fails};
 use support::process::Peer;
 use support::writers::{self, Writers};
-use support::{cell, runner};
+use support::{agent, cell, runner};
 
-const PROGRAMS: &[&str] = &["losetup", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "mksquashfs", "unshare"];
+const PROGRAMS: &[&str] =
+    &[agent::BINARY, "qemu-ga", "losetup", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "mksquashfs", "unshare", "sh"];
 
 fn main() -> ExitCode {
     runner::main(
@@ -47,6 +55,8 @@ fn main() -> ExitCode {
             ("a_remembered_one_that_is_gone_is_an_error", a_remembered_one_that_is_gone_is_an_error),
             ("a_stuck_freeze_is_ended_by_a_thaw", a_stuck_freeze_is_ended_by_a_thaw),
             ("a_freeze_stuck_on_itself_is_ended_by_a_thaw", a_freeze_stuck_on_itself_is_ended_by_a_thaw),
+            ("odd_scenes_end_as_the_table_says", beside::odd_scenes_end_as_the_table_says),
+            ("odder_scenes_end_as_the_table_says", beside::odder_scenes_end_as_the_table_says),
         ],
         &[("engine", engine), writers::ROLE],
         PROGRAMS,
