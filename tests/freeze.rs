@@ -57,6 +57,7 @@ fn main() -> ExitCode {
             ("a_freeze_stuck_on_itself_is_ended_by_a_thaw", a_freeze_stuck_on_itself_is_ended_by_a_thaw),
             ("odd_scenes_end_as_the_table_says", beside::odd_scenes_end_as_the_table_says),
             ("odder_scenes_end_as_the_table_says", beside::odder_scenes_end_as_the_table_says),
+            ("stock_answers_behind_its_freeze", odd::stock_answers_behind_its_freeze),
         ],
         &[("engine", engine), writers::ROLE],
         PROGRAMS,

@@ -122,6 +122,11 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
+    /// One without disks.
+    pub(crate) fn bare(agent: Agent) -> Self {
+        Self::new(agent, &Scene { name: odd::BARE, differs: None, play: |_| () })
+    }
+
     fn new(agent: Agent, scene: &Scene) -> Self {
         let places = [("/1.img", "/a"), ("/2.img", "/b")];
         let disks = places
@@ -134,6 +139,10 @@ impl Stage {
         let process = start(agent, &home, limit);
         let host = connect(&socket(agent, &home));
         Self { agent, limit, home, process, host, disks, noted: Vec::new(), held: Vec::new() }
+    }
+
+    pub(crate) fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.noted)
     }
 
     pub(crate) fn note(&mut self, what: &str) {

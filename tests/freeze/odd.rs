@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -319,4 +319,44 @@ fn stuck(stage: &mut Stage) -> Scratch {
     let agent = stage.process_id();
     eventually("the freeze is stuck", || is_inside_ioctl(agent, FIFREEZE, Path::new("/upper")).then_some(()));
     lower
+}
+
+/// What stock makes of questions during a freeze, for comparison with
+/// `a_ping_is_answered_while_a_freeze_is_stuck`: when it answers them.
+pub(crate) fn stock_answers_behind_its_freeze() {
+    let asked = std::env::var("POSTERN_STUCK_SECONDS").ok();
+    let how_long = Duration::from_secs(asked.map_or(2, |seconds| seconds.parse().expect("a number of seconds")));
+    let mut stage = Stage::bare(Agent::Stock);
+    let lower = stuck(&mut stage);
+    let begun = Instant::now();
+    let mut sent = Vec::new();
+    while begun.elapsed() < how_long {
+        for command in ["guest-ping", "guest-info", "guest-fsfreeze-status"] {
+            sent.push(Instant::now());
+            stage.send(command, &json!({}));
+        }
+        stage.hear("", Duration::from_millis(500));
+    }
+    let during = stage.take_notes().iter().filter(|note| !note.ends_with("no answer")).count();
+    lower.thaw().expect("the lower one's thaw");
+    stage.hear("freeze", LIVELY);
+    let mut times: Vec<Duration> = sent
+        .iter()
+        .map(|sent| {
+            stage.hear("", LIVELY);
+            sent.elapsed()
+        })
+        .collect();
+    assert_eq!(stage.take_notes()[0], "freeze → 1", "its reply comes first, whoever waits for it still");
+    times.sort();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+    println!(
+        "    stock, stuck for {how_long:?}: {during} of {} answered meanwhile; median {:?}, p99 {:?}, slowest {:?}",
+        times.len(),
+        at(50),
+        at(99),
+        at(100)
+    );
+    assert_eq!(during, 0);
+    stage.disks.insert(0, lower);
 }

@@ -2,13 +2,18 @@
 //! writes waits, whoever of postern is killed meanwhile, the host can thaw, and
 //! the log has it all.
 
-use std::time::Instant;
+use std::fs::File;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
 
 use crate::everything;
 use crate::guests::{Kernel, LINUX_6_1, LINUX_6_12, NEWEST, Userland};
 use crate::machine::Machine;
 use crate::power;
 use crate::services::{self, insist, story};
+use crate::support::agent::Host;
 use crate::support::runner::Test;
 
 const QUICK: &[Test] = &[
@@ -19,6 +24,7 @@ const QUICK: &[Test] = &[
 const OTHERS: &[Test] = &[
     ("freezes_of_the_root_newest_busybox", || freezes(NEWEST, Userland::Busybox)),
     ("freezes_of_the_root_newest_systemd", || freezes(NEWEST, Userland::Systemd)),
+    ("a_slow_disk_keeps_no_host_waiting", a_slow_disk_keeps_no_host_waiting),
     ("freezes_of_the_root_sysvinit", || freezes(LINUX_6_1, Userland::Sysvinit)),
 ];
 
@@ -158,4 +164,65 @@ fn thaws_by_itself(machine: &mut Machine, userland: Userland, seen: &mut usize) 
     assert_eq!(insist(machine, "guest-fsfreeze-status"), "thawed");
     let by_limit = THAWED.replace("asked by the host", "the time limit passed");
     assert_eq!(new_lines(machine, seen), [ASKED, DONE, &by_limit]);
+}
+
+/// What the slow disk takes in a second, in bytes.
+const SLOWLY: u64 = 512 << 10;
+
+/// A disk of so few bytes a second, with much to write before it is frozen: every
+/// question is answered meanwhile.
+fn a_slow_disk_keeps_no_host_waiting() {
+    let asked = std::env::var("POSTERN_STUCK_SECONDS").ok();
+    let seconds: u64 = asked.map_or(10, |seconds| seconds.parse().expect("a number of seconds"));
+    let image = tempfile::NamedTempFile::new().expect("an image file");
+    File::set_len(image.as_file(), 256 << 20).expect("its size");
+    let made = Command::new("mkfs.ext4").args(["-q", "-F", "-E", "lazy_itable_init=0"]).arg(image.path()).status();
+    assert!(made.expect("mkfs.ext4").success());
+    let drive = format!("if=none,id=slow,format=raw,file={},throttling.bps-write={SLOWLY}", image.path().display());
+    let devices = ["-drive", &drive, "-device", "virtio-blk-pci,drive=slow"];
+    let mut machine = services::boot_with(LINUX_6_12, Userland::Busybox, &devices);
+    let blocks = seconds * SLOWLY / 65536;
+    // Nothing is to be written before the freeze.
+    machine.sh("echo 100 >/proc/sys/vm/dirty_ratio; echo 90 >/proc/sys/vm/dirty_background_ratio");
+    machine.sh("mkdir /run/slow && mount -t ext4 /dev/vdb /run/slow");
+    machine.sh(&format!("dd if=/dev/zero of=/run/slow/data bs=64k count={blocks}"));
+
+    let mut host = machine.host();
+    let send = |host: &mut Host, command: &str, id: &str| {
+        let arguments = if command.contains("sync") { json!({ "id": 5 }) } else { json!({}) };
+        host.send(json!({ "execute": command, "arguments": arguments, "id": id }).to_string().as_bytes());
+    };
+    send(&mut host, "guest-fsfreeze-freeze", "freeze");
+    let (begun, mut times, mut done) = (Instant::now(), Vec::new(), None);
+    while done.is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(3 * seconds + 60), "the freeze takes for ever");
+        // A sync would take away the freeze's reply.
+        for command in ["guest-ping", "guest-info", "guest-fsfreeze-status"] {
+            let asked = Instant::now();
+            send(&mut host, command, command);
+            let mut reply = host.hear();
+            if reply["id"] == "freeze" {
+                done = Some((begun.elapsed(), reply));
+                reply = host.hear();
+            }
+            assert_eq!(reply["id"], command);
+            times.push(asked.elapsed());
+        }
+    }
+    let (took, reply): (Duration, Value) = done.expect("an end");
+    assert_eq!(reply["return"], 2, "{reply}");
+    times.sort();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+    machine.note(&format!(
+        "freeze of a slow disk {:.1} s; {} answers meanwhile: median {:.1?}, p99 {:.1?}, slowest {:.1?}",
+        took.as_secs_f64(),
+        times.len(),
+        at(50),
+        at(99),
+        at(100)
+    ));
+    assert!(took > Duration::from_secs(seconds / 2), "it was no slow disk: {took:?}");
+    assert!(at(50) < Duration::from_secs(1), "median {:?}", at(50));
+    drop(host);
+    assert_eq!(insist(&machine, "guest-fsfreeze-thaw"), 2);
 }

@@ -38,7 +38,12 @@ const RESPAWN_SYSVINIT: &str = "po:2:respawn:+/usr/bin/postern run -vv </dev/nul
 
 /// Boots a guest in which postern is a service.
 pub(crate) fn boot(kernel: Kernel, userland: Userland) -> Machine {
-    let setup = Setup::new(kernel, userland).with_postern(POLICY).file("/srv/here", "", 0o644);
+    boot_with(kernel, userland, &[])
+}
+
+/// As [`boot`], with more of QEMU's arguments.
+pub(crate) fn boot_with(kernel: Kernel, userland: Userland, devices: &[&str]) -> Machine {
+    let setup = Setup::new(kernel, userland).with_postern(POLICY).with_devices(devices).file("/srv/here", "", 0o644);
     let setup = match userland {
         Userland::Busybox => {
             let inittab = format!("{}{RESPAWN_BUSYBOX}", include_str!("busybox/inittab"));
