@@ -30,5 +30,7 @@ mod samples;
 mod story;
 #[path = "audit/tamper.rs"]
 mod tamper;
+#[path = "audit/threats.rs"]
+mod threats;
 #[path = "audit/trouble.rs"]
 mod trouble;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::{chdir, mkfifo};
@@ -21,6 +21,7 @@ use super::account::{ATTACKER, WORKS, as_user, attacker, enter_user_namespace, g
 use super::races::home;
 use super::raw::{call, words};
 use crate::support::agent::{Agent, Home, Host, LIVELY, eventually};
+use crate::support::disk::Disk;
 use crate::support::process::Peer;
 use crate::support::runner::{Role, Test};
 
@@ -35,6 +36,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("mounts_of_a_namespace_of_its_own_lead_nowhere", mounts_of_a_namespace_of_its_own_lead_nowhere),
     ("a_filesystem_of_its_own_is_closed_to_the_opener", a_filesystem_of_its_own_is_closed_to_the_opener),
     ("a_filesystem_that_never_answers_is_given_up", a_filesystem_that_never_answers_is_given_up),
+    ("a_filesystem_over_a_disk_leaves_nothing_frozen", a_filesystem_over_a_disk_leaves_nothing_frozen),
     ("what_needs_root_needs_root", what_needs_root_needs_root),
 ];
 
@@ -281,6 +283,10 @@ fn a_file_as_large_as_it_gets_takes_no_memory() {
     let handle = host.open(&path, "r").expect("a file");
     let reply = host.returns("guest-file-read", &json!({ "handle": handle, "count": 16 << 20 }));
     assert_eq!(reply["count"], 16 << 20);
+    for count in [-1, (48 << 20) + 1, i64::from(u32::MAX), i64::MAX] {
+        let why = host.fails("guest-file-read", &json!({ "handle": handle, "count": count }));
+        assert_eq!(why, format!("value '{count}' is invalid for argument count"));
+    }
     let end = i64::try_from(largest).expect("below 2^63");
     let sought = host.returns("guest-file-seek", &json!({ "handle": handle, "offset": 0, "whence": "end" }));
     assert_eq!(sought["position"], end);
@@ -514,6 +520,48 @@ fn a_filesystem_that_never_answers_is_given_up() {
     host.ping();
     let handle = host.open(home.files().join("sound"), "r").expect("the next open");
     assert_eq!(host.read(handle), INSIDE);
+}
+
+/// A disk is mounted in a directory of the attacker's, who mounts a filesystem of
+/// its own over that directory: nobody reaches the disk by name any more.
+fn a_filesystem_over_a_disk_leaves_nothing_frozen() {
+    let home = home();
+    let disks = [Disk::small("ext4", "/one.img"), Disk::small("ext4", "/two.img")];
+    let at = home.path("theirs/disk");
+    let mounts = [disks[0].mount("/one"), disks[1].mount(&at)];
+    home.write("sound", b"inside");
+    let freezing =
+        "[commands]\nallow = [\"guest-fsfreeze-status\", \"guest-fsfreeze-freeze\", \"guest-fsfreeze-thaw\"]\n";
+    let agent = home.start(&POLICY.replacen("[[files]]", &format!("{freezing}[[files]]"), 1));
+    let mut host = agent.connect();
+    assert_eq!(host.returns("guest-fsfreeze-freeze", &Value::Null), 2, "the control");
+    assert_eq!(host.returns("guest-fsfreeze-thaw", &Value::Null), 2);
+    for more in ["", ",allow_other"] {
+        let server = fuse(&home.path("theirs"), more);
+        let mut naive = attacker("opens", &[at.join("file").to_str().expect("UTF-8")]);
+        assert_eq!(naive.hear(), "opening");
+        assert!(waits(&mut naive), "the control: the way there leads to the server");
+        let freeze = json!({ "execute": "guest-fsfreeze-freeze" }).to_string();
+        host.send(freeze.as_bytes());
+        if more.is_empty() {
+            let why = host.hear()["error"]["desc"].as_str().expect("an error").to_owned();
+            assert!(why.contains(at.to_str().expect("UTF-8")) && why.contains("Permission denied"), "{why}");
+        } else {
+            // The freeze waits as its user made it: the agent answers meanwhile.
+            host.ping();
+            assert_eq!(host.returns("guest-fsfreeze-status", &Value::Null), "thawed");
+        }
+        drop((server, naive));
+        if !more.is_empty() {
+            let why = host.hear()["error"]["desc"].as_str().expect("an error").to_owned();
+            println!("    {why}");
+        }
+        umount2(&home.path("theirs"), MntFlags::MNT_DETACH).expect("unmounted");
+        assert!(mounts.iter().all(|mount| !mount.is_frozen()), "something stayed frozen");
+    }
+    assert_eq!(host.returns("guest-fsfreeze-freeze", &Value::Null), 2, "as before");
+    assert_eq!(host.returns("guest-fsfreeze-thaw", &Value::Null), 2);
+    is_well(&agent, &mut host);
 }
 
 /// What an account could do only as root: not here.
