@@ -7,10 +7,12 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use super::account::{as_user, attacker, give, mode, own_directory};
 use crate::support::activation;
-use crate::support::agent::{Agent, Home};
+use crate::support::agent::{Agent, Home, LIVELY};
 use crate::support::runner::Test;
 
 pub(crate) const TESTS: &[Test] = &[
@@ -28,7 +30,19 @@ const POLICY: &str = "profile = \"files\"\n[[files]]\npath = \"HOME/files\"\nrig
 fn refused(home: &Home, command: &mut Command) -> (Option<i32>, String) {
     // The command's own stderr: emptied, not another one.
     fs::write(home.path("stderr"), "").expect("a file");
-    let status = command.status().expect("the agent");
+    let mut child = command.spawn().expect("the agent");
+    let started = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("its status") {
+            break status;
+        }
+        if started.elapsed() > LIVELY {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("it started: {}", fs::read_to_string(home.path("stderr")).expect("stderr"));
+        }
+        sleep(Duration::from_millis(5));
+    };
     (status.code(), fs::read_to_string(home.path("stderr")).expect("stderr"))
 }
 
