@@ -43,7 +43,7 @@ fn a_bad_policy_changes_nothing() {
     let text = String::from_utf8(good.clone()).expect("text");
     let harms: Vec<Harm<'_>> = vec![
         ("this is not TOML", Box::new(|| rewritten("version = 1\nprofile = \"files\n"))),
-        ("there is no key 'rigths'", Box::new(|| rewritten(&text.replace("rights", "rigths")))),
+        ("there is no key 'profle'", Box::new(|| rewritten(&text.replace("profile", "profle")))),
         ("'version' is missing", Box::new(|| rewritten(""))),
         // Half of it: a write in progress.
         ("", Box::new(|| rewritten(&text[..text.len() / 2 + 3]))),
@@ -108,7 +108,7 @@ fn what_takes_a_new_start_is_said_by_key() {
         "[commands]\nallow = [\"guest-fsfreeze-freeze\", \"guest-fsfreeze-thaw\", \"guest-fsfreeze-status\"]\n";
     let shutdown = "[commands]\nallow = [\"guest-shutdown\"]\n[shutdown]\nmodes = [\"powerdown\"]\n";
     let cases = [
-        ("identities.worker", identities.as_str()),
+        ("identities.broker", identities.as_str()),
         ("identities.worker", named.as_str()),
         ("commands.allow", freeze),
         ("commands.allow", shutdown),

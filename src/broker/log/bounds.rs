@@ -35,16 +35,20 @@ pub(super) enum Room {
 
 impl Log {
     /// Goes on as another policy says, in the same place. Touches no file.
-    pub fn adopt(&mut self, audit: &Audit, policy: impl FnOnce(&mut Run)) {
+    pub fn adopt(&mut self, audit: &Audit) {
         self.audit = audit.clone();
         self.rotate_at = audit.rotate_bytes.unwrap_or(u64::MAX);
-        policy(&mut self.run);
         if audit.rotate_bytes.is_none() {
             self.surplus.clear();
         }
         self.weigh();
         // What is too old by now, and what there is room for, shows at the next count.
         self.counted = None;
+    }
+
+    /// Changes what the first record of each further file says.
+    pub fn tell(&mut self, change: impl FnOnce(&mut Run)) {
+        change(&mut self.run);
     }
 
     /// Whether there may be room for the records of an open: asked before any

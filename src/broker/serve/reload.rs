@@ -362,15 +362,18 @@ impl Broker {
             widened: comparison.widened.clone(),
             surplus: comparison.surplus.clone(),
         };
+        // A log without room is given it by this, or takes no record of that.
+        self.parts.log.adopt(&policy.audit);
         // While something is frozen it waits in memory, and so does every effect.
         let recorded = self.parts.log.record(&Record::PolicyReloaded(Box::new(reloaded.clone())));
         self.tell_trouble();
         if let Err(why) = recorded {
+            self.parts.log.adopt(&self.parts.policy.audit);
             self.log_failed(&why);
             return self.drop_candidate("the audit log does not take the record");
         }
         let Some(Candidate { policy, comparison, opener, worker, .. }) = self.reload.candidate.take() else { return };
-        self.parts.log.adopt(&policy.audit, |run| {
+        self.parts.log.tell(|run| {
             (run.policy_digest, run.policy_in_force) = (reloaded.digest, reloaded.in_force);
             (run.commands, run.file_rules) = (reloaded.commands, reloaded.file_rules);
             about::replan(&mut run.confinement, &policy);

@@ -121,7 +121,7 @@ fn lacks_shutdown(new: &Policy, held: &Held) -> bool {
     !held.unprivileged && new.needs(Act::Shutdown) && !held.shutdown_fits
 }
 
-static ROWS: [Row; 25] = [
+static ROWS: [Row; 27] = [
     // Every file says it, and there is one.
     row(&["version"], |_, _| Change::Same),
     row(&["profile", "commands.allow", "commands.deny"], |old, new| {
@@ -171,9 +171,9 @@ static ROWS: [Row; 25] = [
     }),
     row(&["audit.head_records"], |old, new| less(&old.audit.heads.records, &new.audit.heads.records)),
     row(&["audit.head_interval"], |old, new| less(&old.audit.heads.interval, &new.audit.heads.interval)),
-    fixed(&["identities.worker", "identities.broker", "identities.groups"], |old, new| {
-        other(&old.identities, &new.identities)
-    }),
+    fixed(&["identities.worker"], |old, new| other(&old.identities.worker, &new.identities.worker)),
+    fixed(&["identities.broker"], |old, new| other(&old.identities.broker, &new.identities.broker)),
+    fixed(&["identities.groups"], |old, new| other(&old.identities.groups, &new.identities.groups)),
     fixed(&["channel.method", "channel.path", "channel.port", "channel.peer"], |old, new| {
         other(&old.channel, &new.channel)
     })
