@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use postern_core::audit::sequence_of;
+use postern_core::audit::{Hash, sequence_of};
 use postern_core::policy::written::{self, World};
 
 use crate::audit::follow::Tail;
@@ -124,7 +124,7 @@ fn broker(pid: i32) -> Result<Pid, String> {
 /// Signals, and waits for what the log says behind that; `None` if it says
 /// nothing. Where the policy's files are those in force already, nothing will.
 fn tell(pid: Pid, log: &Path, digest: [u8; 32], wait: Duration) -> io::Result<Option<Said>> {
-    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = Hash(digest).to_string();
     let mut last = 0;
     let mut running = String::new();
     let mut tail = match Tail::open(log) {
@@ -192,7 +192,7 @@ fn said(record: &Record<'_>) -> Said {
         ("until the next start the broker keeps what it needs for", &ours.surplus),
     ] {
         if !keys.is_empty() {
-            text.push_str(&format!("; {what}: {}", escape(&keys.join(", "))));
+            text.extend(["; ", what, ": ", &escape(&keys.join(", "))]);
         }
     }
     Said::InForce(text)

@@ -193,7 +193,7 @@ impl Broker {
         for mistake in mistakes.mistakes.iter().take(TOLD) {
             self.say(Level::Error, &one_line(&mistake.to_string()));
         }
-        let more = match mistakes.mistakes.len() {
+        let more = match mistakes.mistakes.len() + mistakes.more {
             0 | 1 => String::new(),
             count => format!(", and {} more", count - 1),
         };

@@ -121,7 +121,7 @@ fn lacks_shutdown(new: &Policy, held: &Held) -> bool {
     !held.unprivileged && new.needs(Act::Shutdown) && !held.shutdown_fits
 }
 
-static ROWS: [Row; 27] = [
+static ROWS: [Row; 30] = [
     // Every file says it, and there is one.
     row(&["version"], |_, _| Change::Same),
     row(&["profile", "commands.allow", "commands.deny"], |old, new| {
@@ -151,6 +151,9 @@ static ROWS: [Row; 27] = [
     row(&["limits.string"], |old, new| less(&old.limits.string, &new.limits.string)),
     row(&["limits.read"], |old, new| less(&old.limits.read, &new.limits.read)),
     row(&["limits.handles"], |old, new| less(&old.limits.handles, &new.limits.handles)),
+    row(&["limits.requests"], |old, new| less(&old.limits.requests, &new.limits.requests)),
+    row(&["limits.opens"], |old, new| less(&old.limits.opens, &new.limits.opens)),
+    row(&["limits.acts"], |old, new| less(&old.limits.acts, &new.limits.acts)),
     // A worker that hangs has its host wait; how long is neither more nor less.
     row(&["limits.hang"], |old, new| other(&old.hang, &new.hang)),
     fixed(&["audit.log"], |old, new| other(&old.audit.log, &new.audit.log)),

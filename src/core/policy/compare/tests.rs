@@ -46,7 +46,7 @@ fn every_field_is_looked_at() {
         create_mode: _,
         freeze: Freeze { limit: _ },
         shutdown: Shutdown { modes: _, method: _ },
-        limits: Limits { message: _, nesting: _, string: _, read: _, handles: _ },
+        limits: Limits { message: _, nesting: _, string: _, read: _, handles: _, requests: _, opens: _, acts: _ },
         hang: _,
         audit:
             Audit {
@@ -78,6 +78,9 @@ fn every_field_is_looked_at() {
         |policy| policy.limits.string -= 1,
         |policy| policy.limits.read -= 1,
         |policy| policy.limits.handles -= 1,
+        |policy| policy.limits.requests -= 1,
+        |policy| policy.limits.opens -= 1,
+        |policy| policy.limits.acts -= 1,
         |policy| policy.hang += Duration::from_secs(1),
         |policy| policy.audit.log.push("x"),
         |policy| policy.audit.fsync = Fsync::Record,

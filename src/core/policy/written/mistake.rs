@@ -211,11 +211,11 @@ impl Report {
     }
 
     pub(super) fn error(&mut self, kind: Kind, place: Place, what: impl Into<String>, help: impl Into<String>) {
-        self.add(kind, false, place, what.into(), help.into());
+        self.add(kind, false, place, &what.into(), &help.into());
     }
 
     pub(super) fn warn(&mut self, kind: Kind, place: Place, what: impl Into<String>, help: impl Into<String>) {
-        self.add(kind, true, place, what.into(), help.into());
+        self.add(kind, true, place, &what.into(), &help.into());
     }
 
     /// A mistake with a file that is no source, because it was not read.
@@ -239,7 +239,7 @@ impl Report {
         }
     }
 
-    fn add(&mut self, kind: Kind, warning: bool, place: Place, what: String, help: String) {
+    fn add(&mut self, kind: Kind, warning: bool, place: Place, what: &str, help: &str) {
         if self.told(warning) >= MOST {
             self.more += usize::from(!warning);
             return;
