@@ -14,7 +14,7 @@ use postern_core::policy::ShutdownMode;
 use postern_core::policy::rules::Mode;
 
 use super::oracle::status;
-use super::play::{Found, MOST_OWN, Play, is_told};
+use super::play::{Found, Play, is_told};
 use super::stage::{Ground, State};
 use crate::worker::frame;
 
@@ -174,6 +174,9 @@ fn deaf(play: &mut Play<'_>, ask: &Ask) -> u64 {
     let mut sent = 0;
     while play.live().raw(&bytes) {
         sent += 1;
+        if sent % 4096 == 0 {
+            play.measure();
+        }
         assert!(sent < 10_000_000, "the broker keeps answers for ever");
     }
     play.life = None;
@@ -211,8 +214,6 @@ fn abandoned() -> Found {
     const WORKERS: u64 = 1000;
     let ground = Ground::new();
     let mut play = Play::begin(&ground, State::Opening);
-    play.measure();
-    let at_start = play.own;
     play.life = None;
     let (lives, bytes) = (play.spawner.lives, frame(&open(&format!("/m/ro/{}", "f".repeat(2000)), Mode::Read)));
     let (mut openers, mut before) = (0, play.spawner.openers);
@@ -227,7 +228,6 @@ fn abandoned() -> Found {
     }
     println!("    {WORKERS} workers left an open unanswered, {openers} openers were given up, {} KiB", play.own);
     assert!(openers > 0, "an opener that reads nothing is told for ever");
-    assert!(play.own < at_start + MOST_OWN, "{} KiB of its own, {at_start} at first", play.own);
     play.end()
 }
 
@@ -236,8 +236,6 @@ pub(super) fn floods_stay_within_bounds() {
     for state in [State::Thawed, State::Frozen] {
         let ground = Ground::new();
         let mut play = Play::begin(&ground, state);
-        play.measure();
-        let at_start = play.own;
         let more = if state == State::Thawed { &THAWED[..] } else { &[] };
         for one in ANYWHERE.iter().chain(more) {
             flood(&mut play, one);
@@ -256,8 +254,7 @@ pub(super) fn floods_stay_within_bounds() {
         }
         println!("    {state:?}: {} workers in {:?}", play.spawner.lives - lives, started.elapsed());
         let found = play.end();
-        println!("    {state:?}: peak {} KiB, {} of its own, {at_start} at first", found.resident, found.own);
-        assert!(found.own < at_start + MOST_OWN, "{state:?}: {} KiB of its own, {at_start} at first", found.own);
+        println!("    {state:?}: peak {} KiB, {} of its own", found.resident, found.own);
         all.push(found);
     }
     let odd: Vec<&String> = all.iter().flat_map(|found| &found.odd).collect();

@@ -17,11 +17,14 @@ use super::stage::{Ground, State, descriptors, ends_well, memory, settle, verify
 use super::standin::{Life, Standin};
 use crate::support::agent::{Agent, eventually};
 
-/// What the broker may have resident at most, in KiB, whatever a worker sends:
-/// measured is half of it. Above what it has at its start this is room for a ring
-/// of records that wait (1 MiB), a frame in each of three pipes, one decoded and
-/// one escaped into a record.
-pub(super) const MOST_OWN: u64 = 8 << 10;
+/// How much more memory of its own than at its start the broker may have, in KiB,
+/// whatever a worker sends: a ring of records that wait (1 MiB), a frame of 64 KiB
+/// in each of three pipes, one decoded and one escaped into a record, and what
+/// the allocator keeps. Measured is a sixth of it.
+const MOST_GROWN: u64 = 4 << 10;
+/// What it may have resident at most, its code and libraries included, in KiB;
+/// measured is half of it.
+const MOST_RESIDENT: u64 = 24 << 10;
 
 /// An agent in a state, and what was found.
 pub(super) struct Play<'a> {
@@ -43,6 +46,7 @@ pub(super) struct Play<'a> {
     pub(super) resident: u64,
     pub(super) own: u64,
     held_before: usize,
+    own_before: u64,
     by_hand: bool,
 }
 
@@ -64,6 +68,7 @@ impl<'a> Play<'a> {
             resident: 0,
             own: 0,
             held_before: 0,
+            own_before: 0,
             by_hand: false,
         };
         // The first is confined, so that the next that is not costs no more.
@@ -81,6 +86,7 @@ impl<'a> Play<'a> {
         }
         settle(&mut play.spawner);
         play.held_before = descriptors(play.agent.pid());
+        play.own_before = memory(play.agent.pid()).1;
         play
     }
 
@@ -265,6 +271,9 @@ impl<'a> Play<'a> {
         let (resident, own) = memory(self.agent.pid());
         self.resident = self.resident.max(resident);
         self.own = self.own.max(own);
+        let grown = own.saturating_sub(self.own_before);
+        assert!(grown < MOST_GROWN, "{:?}: {grown} KiB more of its own than at its start", self.state);
+        assert!(resident < MOST_RESIDENT, "{:?}: {resident} KiB resident", self.state);
     }
 
     /// Lives that ended by frames that this play did not send by [`Self::frame`]
