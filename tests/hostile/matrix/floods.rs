@@ -89,7 +89,12 @@ fn counted() -> Ask {
     Ask::Counted { commands: List::new(counts).expect("a short list") }
 }
 
-const ANYWHERE: [Flood; 6] = [
+fn limited() -> Ask {
+    let counts = Command::all().map(|command| Count { command, times: u64::MAX }).collect();
+    Ask::Limited { commands: List::new(counts).expect("a short list") }
+}
+
+const ANYWHERE: [Flood; 7] = [
     Flood {
         name: "asks for the status",
         log: Log::Bucket,
@@ -100,6 +105,7 @@ const ANYWHERE: [Flood; 6] = [
     },
     Flood { name: "denied commands", log: Log::Bucket, act: |play| noted(play, &denied()) },
     Flood { name: "counts", log: Log::Bucket, act: |play| noted(play, &counted()) },
+    Flood { name: "counts of what was limited", log: Log::Bucket, act: |play| noted(play, &limited()) },
     Flood { name: "says that it is there", log: Log::Bucket, act: |play| noted(play, &Ask::Alive {}) },
     Flood {
         name: "opens outside the policy",
@@ -128,7 +134,7 @@ const THAWED: [Flood; 5] = [
     },
     Flood {
         name: "opens that make nothing",
-        log: Log::Policy,
+        log: Log::Bucket,
         act: |play| refused(play, "/m/rw/none/new", Mode::Write, &[Errno::ENOENT, Errno::EAGAIN]),
     },
     Flood {
@@ -142,7 +148,7 @@ const THAWED: [Flood; 5] = [
     },
     Flood {
         name: "freezes of nothing",
-        log: Log::Policy,
+        log: Log::Bucket,
         act: |play| {
             let paths = vec![WirePath::cut(&[b'/'; 253]); 256];
             match play.ask(&Ask::Freeze { only: List::new(paths) }) {

@@ -29,7 +29,7 @@ enum Field {
 use Field::{Any, Below, List as ListOf, Maybe, Text as TextOf};
 
 /// Every frame: its number, its fields, its descriptors.
-const FRAMES: [(u8, &[Field], usize); 16] = [
+const FRAMES: [(u8, &[Field], usize); 17] = [
     (1, &[Any(1), Any(2), Any(32), ListOf(1024, &[Any(2)])], 0),
     (2, &[TextOf(1024)], 0),
     (3, &[TextOf(4095), Below(6)], 0),
@@ -46,6 +46,7 @@ const FRAMES: [(u8, &[Field], usize); 16] = [
     (14, &[], 1),
     (15, &[Any(4)], 0),
     (16, &[], 0),
+    (17, &[ListOf(64, &[Field::Command, Any(8)])], 0),
 ];
 
 /// What stands for each way of being none.
@@ -121,12 +122,13 @@ pub(super) fn valid(handle: u64) -> Vec<Vec<u8>> {
         Ask::Status {},
         Ask::HostGone {},
         Ask::Denied { command: Bytes::cut(b"guest-x"), why: Denial::NotOffered },
-        Ask::Counted { commands: List::new(counts).expect("a short list") },
+        Ask::Counted { commands: List::new(counts.clone()).expect("a short list") },
         Ask::Panicked { message: text(b"last") },
         Ask::PortGone {},
         Ask::Port {},
         Ask::NoPort { errno: 13 },
         Ask::Alive {},
+        Ask::Limited { commands: List::new(counts).expect("a short list") },
     ];
     asks.extend(ShutdownMode::ALL.map(|mode| Ask::Shutdown { mode }));
     asks.iter().map(frame).collect()

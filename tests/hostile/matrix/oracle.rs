@@ -100,7 +100,7 @@ fn due_to(state: State, ask: &Ask, known: &Known) -> Due {
         // No host is connected.
         Ask::HostGone {} => hostile("a host that cannot have left"),
         Ask::PortGone {} => hostile("a channel that is there"),
-        Ask::Denied { .. } | Ask::Counted { .. } | Ask::Alive {} => Due::Silence,
+        Ask::Denied { .. } | Ask::Counted { .. } | Ask::Limited { .. } | Ask::Alive {} => Due::Silence,
         _ if state == State::Opening => hostile("before it was answered"),
         Ask::Open { .. } if state.is_frozen() => Due::NoFile(Errno::EBUSY),
         Ask::Open { path, mode } if may(path.as_path(), *mode) => Due::Open(*mode),

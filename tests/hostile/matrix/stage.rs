@@ -25,7 +25,8 @@ use crate::support::init::Inbox;
 use crate::support::process::is_inside_ioctl;
 use crate::worker;
 
-/// Everything but what would take another machine; one mode of shutting down.
+/// Everything but what would take another machine; one mode of shutting down. How
+/// often is another test's: here each frame is to be decided on its own.
 pub(super) const POLICY: &str = r#"
 profile = "files"
 [commands]
@@ -43,6 +44,8 @@ modes = ["powerdown"]
 limit = "1h"
 [limits]
 handles = 16
+opens = 1000000
+acts = 1000000
 "#;
 
 /// What systemd takes to power off: systemd(1), SIGRTMIN+4.
