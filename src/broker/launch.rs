@@ -75,6 +75,7 @@ pub fn run(options: Options) -> Result<(), Fatal> {
 }
 
 /// The start proper, and the life after it.
+#[expect(clippy::too_many_lines, reason = "one step after the other, as the design has them")]
 fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) -> Result<(), Fatal> {
     let Options { policy, origin, channel, verbosity, service, pace } = options;
     let executable = about::executable().map_err(call("reading its own executable"))?;

@@ -9,6 +9,7 @@
 //! their frames and escaped by the log.
 
 mod asks;
+mod candidate;
 mod children;
 mod clocks;
 mod freezes;
@@ -45,10 +46,10 @@ use crate::log::{Log, LogError};
 use crate::notify::Notify;
 use crate::say::{Level, Voice};
 use crate::shutdown::Shutdown;
+use candidate::Reload;
 use clocks::FAREWELL;
 use manager::Standing;
 use opens::Open;
-use reload::Reload;
 use watch::Watch;
 
 /// What the launch put together.

@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use postern_core::audit::{Record, Reloaded};
 use postern_core::catalogue::Act;
-use postern_core::ipc::{Frame, ReceiveError, Sender};
-use postern_core::messages::{Answer, Ask, OpenerReport, Role, Standing};
+use postern_core::ipc::ReceiveError;
+use postern_core::messages::{Answer, Ask, OpenerReport, Role};
 use postern_core::policy::Policy;
 use postern_core::policy::compare::{Comparison, Held, Outcome, compare};
 use postern_core::policy::written::PolicyError;
 
+use super::candidate::{Candidate, Tried};
 use super::manager::Standing as Status;
 use super::{Broker, Gone, text};
 use crate::about;
@@ -34,87 +35,6 @@ const APART: Duration = Duration::from_secs(1);
 const LEAVE: Duration = Duration::from_secs(10);
 /// So many mistakes of a policy are told, one a line.
 const TOLD: usize = 8;
-
-/// What there is to reload, and how far it is.
-#[derive(Debug, Default)]
-pub(super) struct Reload {
-    /// A signal came that nothing was done about yet.
-    asked: bool,
-    /// The service manager was told that it is being seen to.
-    announced: bool,
-    /// No attempt before.
-    next: Option<Instant>,
-    candidate: Option<Candidate>,
-    /// Why the last attempt came to nothing, for the unit's status.
-    pub(super) kept: Option<String>,
-    /// The manager does not know that yet.
-    pub(super) news: bool,
-}
-
-/// A policy that is tried on.
-#[derive(Debug)]
-struct Candidate {
-    policy: Policy,
-    comparison: Comparison,
-    opener: Option<Tried<Opener>>,
-    worker: Option<Tried<Worker>>,
-    /// Until when the old worker may take to leave, once it was asked to.
-    leaves: Option<Instant>,
-}
-
-/// A child under the new policy, and what it said first.
-#[derive(Debug)]
-struct Tried<C> {
-    child: C,
-    stands: Option<(Standing, Option<Sender>)>,
-}
-
-impl<C> Tried<C> {
-    const fn new(child: C) -> Self {
-        Self { child, stands: None }
-    }
-}
-
-impl Reload {
-    /// A worker is there for when the one that leaves has left.
-    pub(super) fn has_worker(&self) -> bool {
-        self.candidate.as_ref().is_some_and(|candidate| candidate.worker.is_some())
-    }
-
-    /// The old worker was asked to leave.
-    pub(super) fn is_leaving(&self) -> bool {
-        self.candidate.as_ref().is_some_and(|candidate| candidate.leaves.is_some())
-    }
-
-    pub(super) fn opener(&self) -> Option<&Opener> {
-        Some(&self.candidate.as_ref()?.opener.as_ref()?.child)
-    }
-
-    pub(super) fn worker(&self) -> Option<&Worker> {
-        Some(&self.candidate.as_ref()?.worker.as_ref()?.child)
-    }
-
-    /// Whether a child belongs to the policy that is tried on.
-    pub(super) fn tries(&self, id: u32) -> bool {
-        self.opener().is_some_and(|child| child.id == id) || self.worker().is_some_and(|child| child.id == id)
-    }
-
-    fn ended(&mut self, kept: Option<String>) {
-        self.news |= self.kept != kept;
-        self.kept = kept;
-    }
-
-    /// When something is due; `free` says that nothing forbids an attempt.
-    pub(super) fn due(&self, free: bool) -> Option<Instant> {
-        match &self.candidate {
-            Some(candidate) => {
-                let births = self.opener().and_then(Child::given_up_at).into_iter();
-                births.chain(self.worker().and_then(Child::given_up_at)).chain(candidate.leaves).min()
-            }
-            None => self.next.filter(|_| self.asked && free),
-        }
-    }
-}
 
 impl Broker {
     /// A signal: the policy is to be read anew.
@@ -295,8 +215,12 @@ impl Broker {
     fn drop_candidate(&mut self, why: &str) {
         let Some(Candidate { policy, opener, worker, .. }) = self.reload.candidate.take() else { return };
         self.keep_policy(why, Some(&policy), Vec::new());
-        opener.into_iter().for_each(|tried| self.dismiss(Role::Opener, tried.child.id));
-        worker.into_iter().for_each(|tried| self.dismiss(Role::Worker, tried.child.id));
+        if let Some(tried) = opener {
+            self.dismiss(Role::Opener, tried.child.id);
+        }
+        if let Some(tried) = worker {
+            self.dismiss(Role::Worker, tried.child.id);
+        }
     }
 
     /// Lets go of one that never served.
@@ -393,9 +317,9 @@ impl Broker {
             self.opener = Some(opener);
             self.child_ready(Role::Opener, id, &standing, sender);
         }
-        if self.parts.host.is_gone() {
+        if let Some(tried) = worker.as_ref().filter(|_| self.parts.host.is_gone()) {
             // The next one goes for the port first.
-            worker.into_iter().for_each(|tried| self.dismiss(Role::Worker, tried.child.id));
+            self.dismiss(Role::Worker, tried.child.id);
         } else if let Some((worker, standing, sender)) = worker.and_then(Tried::into_child) {
             let id = worker.id;
             self.worker = Some(worker);
@@ -414,19 +338,6 @@ impl Broker {
 
 /// Why an opener or a worker of the old policy ended.
 pub(super) const RELOADED: &[u8] = b"the policy was reloaded";
-
-impl<Out: Frame, In: Frame> Tried<Child<Out, In>> {
-    fn stand(&mut self, standing: Standing, sender: Option<Sender>) {
-        self.child.ready = true;
-        self.child.pid = sender.map_or(0, |sender| sender.pid);
-        self.stands = Some((standing, sender));
-    }
-
-    fn into_child(self) -> Option<(Child<Out, In>, Standing, Option<Sender>)> {
-        let (standing, sender) = self.stands?;
-        Some((self.child, standing, sender))
-    }
-}
 
 /// A mistake without the excerpt below it.
 fn one_line(text: &str) -> String {

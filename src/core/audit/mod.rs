@@ -25,6 +25,6 @@ pub use crate::sys::terminal::is_harmful;
 pub use chain::{Chain, Hash, MAX_LINE, Seal, Torn, is_whole, sequence_of};
 pub use ecs::{Body, ECS_VERSION};
 pub use mounts::Mounts;
-pub use record::{After, Closing, End, Lost, Peer, Record, Reloaded, Role, Stands, ThawCause};
-pub use run::{Confinement, Opening, Run};
+pub use record::{After, Closing, End, Lost, Peer, Record, Role, Stands, ThawCause};
+pub use run::{Confinement, Opening, Reloaded, Run};
 pub use text::{TEXT_MAX, Text};

@@ -10,9 +10,9 @@ use jiff::Timestamp;
 use nix::errno::Errno;
 
 use super::mounts::Mounts;
-use super::run::{Opening, Run};
+use super::run::{Opening, Reloaded, Run};
 use super::text::Text;
-use crate::catalogue::{Command, CommandSet};
+use crate::catalogue::Command;
 use crate::messages::{self, Barrier, Denial, Facts, Use};
 use crate::policy::rules::Mode;
 use crate::policy::{ShutdownMethod, ShutdownMode};
@@ -129,26 +129,6 @@ pub struct Lost {
     pub unwritten: u64,
     /// The last error of writing, if that was why.
     pub errno: Option<Errno>,
-}
-
-/// A policy that comes into force.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reloaded {
-    /// SHA-256 of its files, as read.
-    pub digest: [u8; 32],
-    /// SHA-256 of it as it holds; see `Policy::in_force`.
-    pub in_force: [u8; 32],
-    /// Commands that the host may use.
-    pub commands: CommandSet,
-    /// Number of file rules.
-    pub file_rules: usize,
-    /// Keys of which it takes something away.
-    pub tightened: Vec<&'static str>,
-    /// Keys of which it gives something.
-    pub widened: Vec<&'static str>,
-    /// What the broker may still do that the policy has no use for, until the
-    /// next start.
-    pub surplus: Vec<&'static str>,
 }
 
 /// One event.

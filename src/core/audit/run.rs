@@ -41,6 +41,26 @@ pub struct Run {
     pub confinement: Vec<Confinement>,
 }
 
+/// A policy that comes into force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reloaded {
+    /// SHA-256 of its files, as read.
+    pub digest: [u8; 32],
+    /// SHA-256 of it as it holds; see `Policy::in_force`.
+    pub in_force: [u8; 32],
+    /// Commands that the host may use.
+    pub commands: CommandSet,
+    /// Number of file rules.
+    pub file_rules: usize,
+    /// Keys of which it takes something away.
+    pub tightened: Vec<&'static str>,
+    /// Keys of which it gives something.
+    pub widened: Vec<&'static str>,
+    /// What the broker may still do that the policy has no use for, until the
+    /// next start.
+    pub surplus: Vec<&'static str>,
+}
+
 /// How one of postern's processes is to be confined.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Confinement {
