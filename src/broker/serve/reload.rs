@@ -17,9 +17,9 @@ use postern_core::audit::{Record, Reloaded};
 use postern_core::catalogue::Act;
 use postern_core::ipc::ReceiveError;
 use postern_core::messages::{Answer, Ask, OpenerReport, Role};
-use postern_core::policy::Policy;
 use postern_core::policy::compare::{Comparison, Held, Outcome, compare};
 use postern_core::policy::written::PolicyError;
+use postern_core::policy::{Audit, Policy};
 
 use super::candidate::{Candidate, Tried};
 use super::manager::Standing as Status;
@@ -286,8 +286,10 @@ impl Broker {
             widened: comparison.widened.clone(),
             surplus: comparison.surplus.clone(),
         };
-        // A log without room is given it by this, or takes no record of that.
-        self.parts.log.adopt(&policy.audit);
+        // The record finds the room of both: a log that is full may get it by this,
+        // and one that gets less may be over it already.
+        let most = policy.audit.max_bytes.max(self.parts.policy.audit.max_bytes);
+        self.parts.log.adopt(&Audit { max_bytes: most, ..policy.audit.clone() });
         // While something is frozen it waits in memory, and so does every effect.
         let recorded = self.parts.log.record(&Record::PolicyReloaded(Box::new(reloaded.clone())));
         self.tell_trouble();
@@ -297,6 +299,7 @@ impl Broker {
             return self.drop_candidate("the audit log does not take the record");
         }
         let Some(Candidate { policy, comparison, opener, worker, .. }) = self.reload.candidate.take() else { return };
+        self.parts.log.adopt(&policy.audit);
         self.parts.log.tell(|run| {
             (run.policy_digest, run.policy_in_force) = (reloaded.digest, reloaded.in_force);
             (run.commands, run.file_rules) = (reloaded.commands, reloaded.file_rules);
