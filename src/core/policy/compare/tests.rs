@@ -1,3 +1,6 @@
+//! What a comparison of policies promises, against policies drawn by lot, and that
+//! no key and no field goes without a row.
+
 use std::time::Duration;
 
 use super::*;
