@@ -21,6 +21,9 @@ struct Page {
     result: AtomicI64,
 }
 
+/// Seconds that a child may take; all but those that wait take milliseconds.
+const PATIENCE: u32 = 20;
+
 const PREPARED: i64 = 1;
 const BACK: i64 = 2;
 /// From the parent: the filter is suspended.
@@ -135,6 +138,8 @@ impl Prober {
     /// The child's part.
     fn act(&self, prepare: impl FnOnce(), wait: impl FnOnce(), act: impl FnOnce() -> i64) -> ! {
         let _stay = Stay;
+        // What waits for ever is not stopped by anything, and ends by this.
+        nix::unistd::alarm::set(PATIENCE);
         prepare();
         self.page.step.store(PREPARED, Ordering::SeqCst);
         wait();

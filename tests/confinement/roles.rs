@@ -40,7 +40,11 @@ impl Role {
     pub(crate) fn confine(&self) {
         let place = |descriptor: OwnedFd| keep(descriptor, 4);
         let account = Identity { uid: ACCOUNT, gid: ACCOUNT, groups: List::default() };
-        let become_account = || identity::become_account(&account).expect("the account");
+        let become_account = || {
+            identity::become_account(&account).expect("the account");
+            // As a new program is: who confines itself has to undo it.
+            nix::sys::prctl::set_dumpable(true).expect("dumpable");
+        };
         match self {
             Self::None => {
                 become_account();
