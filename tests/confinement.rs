@@ -180,6 +180,7 @@ fn a_worker_does_its_work_and_nothing_else() {
             ("write to an append descriptor", Well),
             ("lseek", Well),
             ("ppoll", Well),
+            ("clock_gettime", Well),
             #[cfg(target_arch = "x86_64")]
             ("poll", Well),
         ]),
@@ -267,6 +268,7 @@ const SPAWNER: &[(&str, Lives)] = &[
     ("mprotect to read", Well),
     ("rseq", With(Errno::EINVAL)),
     ("getrandom", Well),
+    ("clock_gettime", Well),
     ("rt_sigaction", Well),
     ("sigaltstack", Well),
     #[cfg(target_arch = "x86_64")]
