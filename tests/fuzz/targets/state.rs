@@ -28,8 +28,8 @@ fn frozen(content: &[u8]) {
         Ok((boot, remembered)) => {
             let written = remember::format(&boot, &remembered);
             assert_eq!(remember::parse(written.as_bytes()), Ok((boot, remembered)));
-            // A file that was cut is none.
-            for end in 0..content.len() {
+            // A file that was cut is none; a long one is tried at some places.
+            for end in (0..content.len()).rev().step_by(1 + content.len() / 200) {
                 assert!(remember::parse(&content[..end]).is_err(), "{end}");
             }
         }
