@@ -259,7 +259,9 @@ pub(crate) const SCENES: &[Scene] = &[
             lower.thaw().expect("the lower one's thaw");
             let rest: &[&str] =
                 if stage.agent == Agent::Stock { &["freeze", "ping", "thaw"] } else { &["freeze", "thaw"] };
-            rest.iter().for_each(|one| stage.hear(one, LIVELY));
+            for one in rest {
+                stage.hear(one, LIVELY);
+            }
             stage.disks.insert(0, lower);
         },
     ),
