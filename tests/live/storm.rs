@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::Instant;
 
-use crate::scene::{freeze, frozen_list, policy, thaw, verify};
+use crate::scene::{freeze, frozen_list, thaw, verify, with};
 use crate::support::agent::{Agent, Home};
 use crate::support::disk::one_of_each;
 use crate::support::runner::Test;
@@ -35,7 +35,7 @@ fn standing(agent: &Agent<'_>) -> BTreeMap<String, [usize; 3]> {
 fn a_storm_of_freezes_leaves_all_as_it_was() {
     let (_disks, mounts) = one_of_each();
     let home = Home::new();
-    let agent = home.start(&policy());
+    let agent = home.start(&with("[limits]\nacts = 1000000\n"));
     let mut host = agent.connect();
     let mut once = |round: u32| {
         if round % 4 == 3 {
