@@ -51,6 +51,7 @@ except = ["HOME/files/private"]
 [limits]
 message = "2MiB"
 handles = 64
+acts = 1000
 [audit]
 heads = []
 rotate_bytes = "1MiB"

@@ -12,7 +12,11 @@ pub(crate) type Standings = BTreeMap<String, Usage>;
 /// What memory may differ by, in KiB: a heap grows in steps of 132 KiB, and what
 /// is resident depends on what was last touched. A leak adds up to more in half a
 /// million requests, in a short run if it is of some hundred bytes a request.
-const SLACK: u64 = 512;
+const SLACK: u64 = 768;
+/// The same of a worker's private memory: the C library keeps up to twice its
+/// largest buffer of late at the top of its heap, untouched or not, and those of
+/// this policy are of 2 MiB.
+const RESERVE: u64 = 4352;
 
 /// Comparing two moments.
 pub(crate) struct Standing;
@@ -32,12 +36,12 @@ impl Standing {
         for name in names {
             let (before, after) = (before[*name], after[*name]);
             assert_eq!(before.descriptors, after.descriptors, "descriptors of the {name}");
-            for (what, before, after) in [
-                ("private memory", before.data, after.data),
-                ("resident memory", before.resident, after.resident),
-                ("share of memory", before.share, after.share),
+            for (what, before, after, slack) in [
+                ("private memory", before.data, after.data, if *name == "worker" { RESERVE } else { SLACK }),
+                ("resident memory", before.resident, after.resident, SLACK),
+                ("share of memory", before.share, after.share, SLACK),
             ] {
-                assert!(after <= before + SLACK, "{what} of the {name}: {before} KiB, then {after} KiB");
+                assert!(after <= before + slack, "{what} of the {name}: {before} KiB, then {after} KiB");
             }
         }
     }
