@@ -59,10 +59,12 @@ impl Rates {
     /// second, at least one; takes its place if so, counts it if not.
     pub fn admits(&mut self, command: Command, per_second: u32, now: Instant) -> bool {
         let bucket = &mut self.buckets[command as usize];
-        let admits = bucket.has_room(now, DEPTH);
+        let cost = DEPTH / per_second.max(1);
+        // Room for all of it: a bucket that the first has just begun to empty is
+        // not full again a moment later.
+        let admits = bucket.has_room(now, DEPTH - cost + Duration::from_nanos(1));
         if admits {
-            // Rounded up, so that no rest of a division grants one more.
-            bucket.take(now, Duration::from_nanos(1_000_000_000_u64.div_ceil(per_second.max(1).into())));
+            bucket.take(now, cost);
         } else {
             self.refuse(command);
         }
@@ -129,7 +131,9 @@ mod tests {
                 |now: Instant| (0..100_000).take_while(|_| rates.admits(Command::FileRead, per_second, now)).count();
             assert_eq!(many(start), per_second as usize);
             assert_eq!(many(start), 0);
-            assert_eq!(many(start + SECOND / per_second), 1, "{per_second}");
+            let next = SECOND / per_second;
+            assert_eq!(many(start + next / 2), 0, "{per_second}");
+            assert_eq!(many(start + next), 1, "{per_second}");
             assert_eq!(many(start + 3 * SECOND), per_second as usize, "{per_second}");
         }
     }
