@@ -59,7 +59,7 @@ impl End {
     }
 }
 
-/// The kernel lets uretprobe(2) and uprobe(2) of x86_64 past every filter, and
+/// The kernel lets uretprobe(2) and uprobe(2) of `x86_64` past every filter, and
 /// from elsewhere than a probe they do nothing.
 fn excused(number: i64, end: &End) -> bool {
     let refused = [End::Killed(libc::SIGILL), End::Back(-i64::from(libc::ENXIO))];
@@ -145,7 +145,7 @@ pub(crate) fn just_outside_each_rule_is_death() {
     );
 }
 
-/// Highest number of the sweep: Linux 6.18 ends at 470 on x86_64 and aarch64, and
+/// Highest number of the sweep: Linux 6.18 ends at 470 on `x86_64` and aarch64, and
 /// at 547 in the x32 table.
 const LAST: i64 = 600;
 

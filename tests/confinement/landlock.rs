@@ -238,12 +238,12 @@ struct Outsider {
 
 impl Outsider {
     fn new() -> Self {
+        use std::os::fd::AsRawFd;
         use std::os::unix::process::CommandExt;
         let process = std::process::Command::new("/bin/sleep").arg("600").uid(ACCOUNT).gid(ACCOUNT).spawn();
         let process = process.expect("sleep");
         OUTSIDER.set(process.id()).expect("the first");
         let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
-        use std::os::fd::AsRawFd;
         bind(socket.as_raw_fd(), &UnixAddr::new_abstract(ABSTRACT.as_bytes()).expect("a name")).expect("its name");
         listen(&socket, Backlog::new(100).expect("a number")).expect("it listens");
         Self { process, _socket: socket }

@@ -75,7 +75,7 @@ impl Prober {
     /// `prepare` is done: what stops `act` then is another barrier.
     ///
     /// # Panics
-    /// If the kernel can't (CONFIG_CHECKPOINT_RESTORE), or as `probe`.
+    /// If the kernel can't (`CONFIG_CHECKPOINT_RESTORE`), or as `probe`.
     pub(crate) fn without_filter(&self, prepare: impl FnOnce(), act: impl FnOnce() -> i64) -> End {
         let step = &self.page.step;
         step.store(0, Ordering::SeqCst);

@@ -21,6 +21,9 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// The worker is the same, and so is all that it holds.
+/// What is said of a policy, and what is done to it.
+type Harm<'a> = (&'static str, Box<dyn Fn() + 'a>);
+
 fn goes_on(agent: &Agent<'_>, host: &mut Host, handle: i64, worker: i32) {
     host.returns("guest-file-seek", &json!({ "handle": handle, "offset": 0, "whence": 0 }));
     assert_eq!(host.read(handle), "aGVyZQ==");
@@ -38,8 +41,6 @@ fn a_bad_policy_changes_nothing() {
     let good = fs::read(home.path("policy.toml")).expect("the policy");
     let policy = home.path("policy.toml");
     let rewritten = |text: &str| fs::write(&policy, text).expect("a policy");
-    // What is done to the policy, and what is said of it.
-    type Harm<'a> = (&'static str, Box<dyn Fn() + 'a>);
     let text = String::from_utf8(good.clone()).expect("text");
     let harms: Vec<Harm<'_>> = vec![
         ("this is not TOML", Box::new(|| rewritten("version = 1\nprofile = \"files\n"))),

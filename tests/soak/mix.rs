@@ -184,7 +184,7 @@ impl<'a> Soak<'a> {
             350..360 => self.simple(text, "guest-info", &Value::Null),
             360..440 => self.simple(text, "guest-fsfreeze-status", &Value::Null),
             440..540 if handles + ends < OPEN => self.open(text, number),
-            440..620 => self.close(text, number % 2 == 0),
+            440..620 => self.close(text, number.is_multiple_of(2)),
             620..770 => match self.pick(false) {
                 Some(handle) => self.simple(text, "guest-file-read", &json!({ "handle": handle, "count": 1024 })),
                 None => self.simple(text, "guest-ping", &Value::Null),
@@ -194,7 +194,7 @@ impl<'a> Soak<'a> {
                 None => self.simple(text, "guest-ping", &Value::Null),
             },
             850..890 => {
-                let handle = self.pick(number % 2 == 0);
+                let handle = self.pick(number.is_multiple_of(2));
                 let arguments = json!({ "handle": handle.unwrap_or(0), "offset": 0, "whence": 0 });
                 match handle {
                     Some(_) => self.simple(text, "guest-file-seek", &arguments),

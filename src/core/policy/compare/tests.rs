@@ -114,6 +114,8 @@ fn every_field_is_looked_at() {
     }
 }
 
+const CLOSED: &str = "[commands]\ndeny = [\"guest-file-open\"]\n";
+
 #[test]
 fn what_takes_a_new_start() {
     let files = "profile = \"files\"\n[[files]]\npath = \"/srv\"\nrights = [\"read\"]\n";
@@ -121,7 +123,6 @@ fn what_takes_a_new_start() {
     let stopping = "[commands]\nallow = [\"guest-shutdown\"]\n[shutdown]\nmodes = [\"halt\"]\n";
     let more = stopping.replace("\"halt\"", "\"halt\", \"reboot\"");
     let kernel = format!("{stopping}method = \"kernel\"\n");
-    const CLOSED: &str = "[commands]\ndeny = [\"guest-file-open\"]\n";
     // The old, the new, what the broker lacks, the keys that take a new start.
     let cases: &[(&str, &str, fn(&mut Held), &[&str])] = &[
         ("", freezing, |held| held.freezes = false, &["commands.allow"]),
