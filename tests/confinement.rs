@@ -304,7 +304,6 @@ const BROKER: &[(&str, Lives)] = &[
     ("read", Well),
     ("write", Well),
     ("write to an append descriptor", Well),
-    ("writev", Well),
     ("pread64", Well),
     ("fstat", Well),
     ("statx", Well),

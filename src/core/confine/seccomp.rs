@@ -81,7 +81,7 @@ pub(super) mod numbers {
         sendmsg = SYS_sendmsg, sendto = SYS_sendto, set_robust_list = SYS_set_robust_list,
         set_tid_address = SYS_set_tid_address, setsockopt = SYS_setsockopt, sigaltstack = SYS_sigaltstack,
         socketpair = SYS_socketpair, statx = SYS_statx, sync = SYS_sync, tgkill = SYS_tgkill,
-        umask = SYS_umask, unlinkat = SYS_unlinkat, wait4 = SYS_wait4, write = SYS_write, writev = SYS_writev,
+        umask = SYS_umask, unlinkat = SYS_unlinkat, wait4 = SYS_wait4, write = SYS_write,
         renameat = SYS_renameat, renameat2 = SYS_renameat2,
     }
     #[cfg(target_arch = "x86_64")]

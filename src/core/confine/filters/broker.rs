@@ -120,7 +120,6 @@ fn always() -> Vec<Rule> {
     vec![
         permit!(read, "signals, the engine's notes, news of /dev, the policy"),
         permit!(write, "the log, at its end by how it was opened; stderr; waking the loop"),
-        permit!(writev, "stderr"),
         permit!(pread64, "mountinfo, the log's last record, state files, the kernel's list of drivers"),
         permit!(recvmsg, "asks and reports"),
         permit!(
