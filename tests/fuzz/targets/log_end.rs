@@ -9,11 +9,11 @@ use std::fs;
 use std::path::Path;
 
 use postern_broker::log::{Log, LogError, tail_bytes_max};
-use postern_core::audit::{Record, Run, Text};
+use postern_core::audit::{Chain, Record, Run, Text};
 use postern_core::catalogue::Command;
 use postern_core::messages::Denial;
 use postern_core::policy::Audit;
-use postern_tools::audit::{Problem, Verified, head, verify};
+use postern_tools::audit::{Kind, Problem, Verified, head, verify};
 use tempfile::TempDir;
 
 use super::audit::{parts, resealed};
@@ -59,6 +59,15 @@ pub fn run(input: &[u8]) {
         fs::write(&paths[0], rotated).expect("a file");
     }
     let before = verify(&paths);
+    // The same without what is torn at its end; that, or nothing at all, is what
+    // the broker must account for.
+    let trimmed = directory.path().join("trimmed");
+    fs::write(&trimmed, &old[..end_of_records(&old)]).expect("a file");
+    let sound = match verify(&[&paths[..paths.len() - 1], &[trimmed]].concat()) {
+        Ok(_) => true,
+        Err(Problem::Broken(broken)) => broken.kind == Kind::Empty,
+        Err(Problem::Unreadable { .. }) => false,
+    };
     let last = head(&paths).expect("readable");
     match Log::start(&Audit::at(log.clone()), facts()) {
         Ok(mut opened) => {
@@ -69,11 +78,24 @@ pub fn run(input: &[u8]) {
             assert!(now.starts_with(&old), "what was there stands as it was");
             assert_eq!(head(&paths).expect("readable"), opened.head(), "the auditor's head is the broker's");
             continued(&paths, &old, before, last.map(|(number, _)| number));
+            assert!(!sound || verify(&paths).is_ok(), "what was torn is not accounted for");
         }
         Err(LogError::NoRecord(_)) => assert!(old.len() > tail_bytes_max(), "it was all read"),
         // Numbers are used up.
         Err(other) => panic!("{other}"),
     }
+}
+
+/// Where the last record of a file ends, with its newline.
+fn end_of_records(file: &[u8]) -> usize {
+    let (mut at, mut end) = (0, 0);
+    for line in file.split_inclusive(|&byte| byte == b'\n') {
+        at += line.len();
+        if Chain::after(line.strip_suffix(b"\n").unwrap_or(line)).is_some() {
+            end = at;
+        }
+    }
+    end
 }
 
 /// What an auditor says of a log that was `before` and has two records more.

@@ -63,6 +63,15 @@ fn one(message: &[u8], offered: CommandSet) {
     if let Ok(request) = &incoming.request {
         let command = incoming.command.expect("a request is of a command");
         assert!(offered.contains(command));
+        if let Some(theirs) = &theirs {
+            assert_eq!(theirs["execute"], command.name());
+            for (name, value) in arguments(request).as_object().into_iter().flatten() {
+                let whence = ["set", "cur", "end"].iter().position(|&whence| theirs["arguments"][name] == whence);
+                let said = whence.filter(|_| name == "whence").map(Json::from);
+                let said = said.as_ref().or_else(|| theirs["arguments"].get(name));
+                assert!(said.is_none_or(|said| alike(Some(value), Some(said))), "{name}: {value}, not {said:?}");
+            }
+        }
         let again = json!({ "execute": command.name(), "arguments": arguments(request) }).to_string();
         let again = Incoming::read(again.as_bytes(), offered);
         assert_eq!((again.request.as_ref(), again.command), (Ok(request), incoming.command));
