@@ -33,6 +33,10 @@ pub fn run(input: &[u8]) {
             let allowed = loaded.why.commands.iter().filter(|ruling| ruling.allowed).count();
             assert_eq!(allowed, policy.commands.iter().count());
             let written = written(&policy);
+            for key in keys::KEYS.iter().filter(|key| key.default.is_some() && key.table != "files") {
+                let said = written.contains(&format!("\n{} = ", key.name)) || key.table == "channel";
+                assert!(said, "{} is never written", key.id());
+            }
             let again = match load_embedded(NAME, &written, &world) {
                 Ok(again) => again.policy,
                 Err(error) => panic!("{error}\n{written}"),
@@ -151,8 +155,13 @@ fn written(policy: &Policy) -> String {
         ("string", limits.string),
         ("read", limits.read),
         ("handles", limits.handles),
+        ("requests", limits.requests),
+        ("opens", limits.opens),
+        ("acts", limits.acts),
     ];
-    table("[limits]", &numbers.map(|(key, number)| (key, number.to_string())));
+    let mut keys: Vec<_> = numbers.iter().map(|(key, number)| (*key, number.to_string())).collect();
+    keys.push(("hang", format!("\"{}s\"", policy.hang.as_secs())));
+    table("[limits]", &keys);
     let audit = &policy.audit;
     let heads = [("journal", audit.heads.journal), ("syslog", audit.heads.syslog)];
     let mut keys = vec![
