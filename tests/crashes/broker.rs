@@ -26,7 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// Strikes in each, spread over all stops.
-const STRIKES: usize = if cfg!(debug_assertions) { 2 } else { 20 };
+const STRIKES: usize = if cfg!(debug_assertions) { 2 } else { 10 };
 /// How long filesystems may stay frozen; by itself the next broker thaws within
 /// this much more.
 const LIMIT: Duration = Duration::from_secs(1);

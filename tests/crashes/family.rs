@@ -23,7 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("all_killed_at_once_are_followed_by_others", all_killed_at_once_are_followed_by_others),
 ];
 
-const OPENS: usize = if cfg!(debug_assertions) { 2 } else { 20 };
+const OPENS: usize = if cfg!(debug_assertions) { 2 } else { 10 };
 const BIRTHS: usize = if cfg!(debug_assertions) { 2 } else { 8 };
 /// Crashes of an opener that are made good at once.
 const FREE: usize = 4;

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::scene::{count, freeze, policy, thaw, with};
 use crate::strike::limit;
-use crate::support::agent::{Agent, Home, eventually, lives};
+use crate::support::agent::{Home, eventually, lives};
 use crate::support::disk::{Disk, Mounted};
 use crate::support::runner::Test;
 use crate::table;
