@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use postern_core::sys::fs::FIFREEZE;
+use postern_core::sys::fs::{FIFREEZE, freeze, thaw};
 use serde_json::json;
 
 use super::beside::{Agent, PATIENCE, Scene, Scratch, Stage};
@@ -250,13 +251,13 @@ pub(crate) const SCENES: &[Scene] = &[
         "an upper one stuck in its freeze: ping, thaw",
         "a freeze under way holds nothing up, and a thaw ends it",
         |stage| {
-            let lower = stuck(stage);
+            let (lower, root) = stuck(stage);
             stage.send("guest-ping", &json!({}));
             stage.hear("ping", PATIENCE);
             stage.send("guest-fsfreeze-thaw", &json!({}));
             sleep(Duration::from_millis(100));
             stage.note("*fsfreeze -u /lower*");
-            lower.thaw().expect("the lower one's thaw");
+            thaw(root.as_fd()).expect("the lower one's thaw");
             let rest: &[&str] =
                 if stage.agent == Agent::Stock { &["freeze", "ping", "thaw"] } else { &["freeze", "thaw"] };
             for one in rest {
@@ -266,12 +267,12 @@ pub(crate) const SCENES: &[Scene] = &[
         },
     ),
     other("an upper one stuck in its freeze: the next host", "it is answered meanwhile", |stage| {
-        let lower = stuck(stage);
+        let (lower, root) = stuck(stage);
         stage.connect_anew();
         stage.send("guest-ping", &json!({}));
         stage.hear("ping", PATIENCE);
         stage.note("*fsfreeze -u /lower*");
-        lower.thaw().expect("the lower one's thaw");
+        thaw(root.as_fd()).expect("the lower one's thaw");
         if stage.agent == Agent::Stock {
             stage.hear("ping", LIVELY);
         }
@@ -310,17 +311,18 @@ fn elsewhere() -> std::process::Child {
 }
 
 /// A freeze of `/upper` that is stuck, for somebody else has frozen what its image
-/// lies on, which is returned.
-fn stuck(stage: &mut Stage) -> Scratch {
+/// lies on, which is returned, and its root: mounting it anew could wait too.
+fn stuck(stage: &mut Stage) -> (Scratch, fs::File) {
     let lower = Scratch::new("/lower.img", "/lower");
     let upper = Scratch::new("/lower/upper.img", "/upper");
     fs::write("/upper/data", vec![7; 1 << 20]).expect("something to flush");
-    lower.freeze().expect("the lower one's freeze");
+    let root = fs::File::open("/lower").expect("its root");
+    freeze(root.as_fd()).expect("the lower one's freeze");
     stage.disks.push(upper);
     stage.send("guest-fsfreeze-freeze-list", &json!({ "mountpoints": ["/upper"] }));
     let agent = stage.process_id();
     eventually("the freeze is stuck", || is_inside_ioctl(agent, FIFREEZE, Path::new("/upper")).then_some(()));
-    lower
+    (lower, root)
 }
 
 /// What stock makes of questions during a freeze, for comparison with
@@ -329,7 +331,7 @@ pub(crate) fn stock_answers_behind_its_freeze() {
     let asked = std::env::var("POSTERN_STUCK_SECONDS").ok();
     let how_long = Duration::from_secs(asked.map_or(2, |seconds| seconds.parse().expect("a number of seconds")));
     let mut stage = Stage::bare(Agent::Stock);
-    let lower = stuck(&mut stage);
+    let (lower, root) = stuck(&mut stage);
     let begun = Instant::now();
     let mut sent = Vec::new();
     while begun.elapsed() < how_long {
@@ -340,7 +342,7 @@ pub(crate) fn stock_answers_behind_its_freeze() {
         stage.hear("", Duration::from_millis(500));
     }
     let during = stage.take_notes().iter().filter(|note| !note.ends_with("no answer")).count();
-    lower.thaw().expect("the lower one's thaw");
+    thaw(root.as_fd()).expect("the lower one's thaw");
     stage.hear("freeze", LIVELY);
     let mut times: Vec<Duration> = sent
         .iter()
