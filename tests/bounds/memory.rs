@@ -182,7 +182,9 @@ fn everything_else() {
         let peak = Usage::of(family[name]).peak;
         assert!(peak <= most, "{name}: {peak} KiB");
     }
-    assert_eq!(Usage::of(family["broker"]).descriptors, 1024 + 15, "a look at each file, and its own");
+    // A look at each file, its own, and what is about to be closed.
+    let descriptors = Usage::of(family["broker"]).descriptors;
+    assert!((1024..1024 + 32).contains(&descriptors), "{descriptors}");
     for handle in handles {
         host.close(handle);
     }

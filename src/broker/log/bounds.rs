@@ -174,15 +174,15 @@ impl Log {
     /// many of its kind came to nothing.
     #[must_use]
     pub fn bears(&self, announcement: &Record) -> bool {
-        announces(announcement).is_none_or(|kind| self.flood.has_room(kind, Instant::now()))
+        announces(announcement).is_none_or(|act| self.flood.bears(act, Instant::now()))
     }
 
     /// Nothing came of an act that was announced: its records count as any that a
     /// host can repeat.
     pub fn charge(&mut self, announcement: &Record, outcome: Option<&Record>) {
-        let Some(kind) = announces(announcement) else { return };
+        let Some(act) = announces(announcement) else { return };
         for record in [announcement].into_iter().chain(outcome) {
-            self.flood.pay(kind, Instant::now(), Body::of(record).len());
+            self.flood.charge(act, Instant::now(), Body::of(record).len());
         }
     }
 }

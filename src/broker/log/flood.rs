@@ -7,8 +7,9 @@
 //! was counted is told with the next record for which there is room.
 //!
 //! An act that must be announced before anybody knows what comes of it cannot be
-//! counted instead. If nothing came of it, it is charged for afterwards, and
-//! where nothing is left the next of its kind is refused.
+//! counted instead. If nothing came of it, it is charged for afterwards, to a
+//! bucket that nothing else takes from, and where nothing is left there the next
+//! of its kind is refused.
 //!
 //! Trust: events are the broker's names; when and how often is the host's.
 //! Caller: the log.
@@ -28,7 +29,8 @@ pub const BYTES_PER_SECOND: u64 = 1 << 10;
 /// in eight seconds.
 pub const OWN_PART: u64 = 16;
 /// How many kinds there are. All that a host can have written is the two numbers
-/// above, and [`OWN_PART`] of them for each kind: 400 KiB, then 1.6 KiB a second.
+/// above, and [`OWN_PART`] of them for each kind: 384 KiB, then 1.5 KiB a second;
+/// and the two numbers once more for each of [`Fruitless`].
 pub const KINDS: u64 = Kind::Repeated as u64 + 1;
 
 /// Bytes that time, number, hash and newline add to a body.
@@ -42,11 +44,9 @@ const AHEAD: Duration = Duration::from_secs(BURST_BYTES / BYTES_PER_SECOND);
 pub(super) enum Kind {
     /// A command that the policy withholds, or that nobody has.
     Command,
-    /// An open that was refused, or came to nothing.
+    /// An open that was refused.
     Open,
     Shutdown,
-    /// A freeze that froze nothing.
-    Freeze,
     /// A thaw where nothing was frozen.
     Thaw,
     /// What was counted in the first place.
@@ -59,11 +59,21 @@ pub(super) enum Kind {
     Repeated,
 }
 
+/// An act that was announced, and of which nothing came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fruitless {
+    /// An open that should have made or emptied a file.
+    Open,
+    /// A freeze that froze nothing, or failed.
+    Freeze,
+}
+
 /// The buckets, and what found no room in them.
 #[derive(Debug, Default)]
 pub(super) struct Flood {
     own: [Bucket; KINDS as usize],
     shared: Bucket,
+    fruitless: [Bucket; 2],
     counts: BTreeMap<&'static str, u64>,
     since: Option<Timestamp>,
     until: Option<Timestamp>,
@@ -90,6 +100,16 @@ impl Flood {
         } else {
             self.shared.take(now, cost(body, BYTES_PER_SECOND));
         }
+    }
+
+    /// Whether one more of these acts may be announced.
+    pub(super) fn bears(&self, act: Fruitless, now: Instant) -> bool {
+        self.fruitless[act as usize].has_room(now, AHEAD)
+    }
+
+    /// Takes the room of a record of such an act, whose body is so long.
+    pub(super) fn charge(&mut self, act: Fruitless, now: Instant, body: usize) {
+        self.fruitless[act as usize].take(now, cost(body, BYTES_PER_SECOND));
     }
 
     /// Counts what is not listed.
@@ -132,11 +152,11 @@ pub(super) fn repeatable(record: &Record) -> Option<Kind> {
     })
 }
 
-/// The kind of an announcement that is charged for if nothing comes of it.
-pub(super) fn announces(record: &Record) -> Option<Kind> {
+/// What an announcement is charged as if nothing comes of it.
+pub(super) const fn announces(record: &Record) -> Option<Fruitless> {
     match record {
-        Record::OpenAsked { .. } => Some(Kind::Open),
-        Record::FreezeAsked { .. } => Some(Kind::Freeze),
+        Record::OpenAsked { .. } => Some(Fruitless::Open),
+        Record::FreezeAsked { .. } => Some(Fruitless::Freeze),
         _ => None,
     }
 }
@@ -203,7 +223,7 @@ mod tests {
         while flood.has_room(Kind::Command, now) {
             flood.pay(Kind::Command, now, 480);
         }
-        let others = [Kind::Open, Kind::Shutdown, Kind::Freeze, Kind::Thaw, Kind::Counted, Kind::Limited, Kind::Host];
+        let others = [Kind::Open, Kind::Shutdown, Kind::Thaw, Kind::Counted, Kind::Limited, Kind::Host];
         for kind in others.into_iter().chain([Kind::Repeated]) {
             let listed = (0..1000)
                 .take_while(|_| {
@@ -215,6 +235,11 @@ mod tests {
             assert!((20..40).contains(&listed), "{kind:?}: {listed}");
         }
         assert!(!flood.has_room(Kind::Command, now));
+        assert!(flood.bears(Fruitless::Open, now) && flood.bears(Fruitless::Freeze, now), "refusals cost no act");
+        while flood.bears(Fruitless::Freeze, now) {
+            flood.charge(Fruitless::Freeze, now, 480);
+        }
+        assert!(flood.bears(Fruitless::Open, now));
     }
 
     #[test]
