@@ -218,7 +218,7 @@ impl Lot {
             return self.rules();
         }
         let at = self.below(rules.len());
-        match self.below(5) {
+        match self.below(7) {
             0 => drop(rules.remove(at)),
             1 => rules[at].rights = Rights::from_bits(1 << self.below(4)).expect("a right"),
             2 => {
@@ -226,6 +226,8 @@ impl Lot {
                 rules[at].except.push(inside);
             }
             3 => rules[at].path.push("a"),
+            4 => rules[at].types = Types::from_bits(u8::try_from(1 + self.below(3)).expect("two bits")).expect("types"),
+            5 => rules[at].except.clear(),
             _ => rules.swap(0, at),
         }
         rules
