@@ -114,7 +114,8 @@ fn every_field_is_looked_at() {
     }
 }
 
-const CLOSED: &str = "[commands]\ndeny = [\"guest-file-open\"]\n";
+/// The old, the new, what the broker lacks, the keys that take a new start.
+type Case<'a> = (&'a str, &'a str, fn(&mut Held), &'a [&'a str]);
 
 #[test]
 fn what_takes_a_new_start() {
@@ -123,12 +124,12 @@ fn what_takes_a_new_start() {
     let stopping = "[commands]\nallow = [\"guest-shutdown\"]\n[shutdown]\nmodes = [\"halt\"]\n";
     let more = stopping.replace("\"halt\"", "\"halt\", \"reboot\"");
     let kernel = format!("{stopping}method = \"kernel\"\n");
-    // The old, the new, what the broker lacks, the keys that take a new start.
-    let cases: &[(&str, &str, fn(&mut Held), &[&str])] = &[
+    let closed = "[commands]\ndeny = [\"guest-file-open\"]\n";
+    let cases: &[Case<'_>] = &[
         ("", freezing, |held| held.freezes = false, &["commands.allow"]),
         ("", freezing, |_| {}, &[]),
-        (CLOSED, "", |held| held.opens = false, &["commands.allow"]),
-        (CLOSED, "", |_| {}, &[]),
+        (closed, "", |held| held.opens = false, &["commands.allow"]),
+        (closed, "", |_| {}, &[]),
         ("", freezing, |held| (held.freezes, held.unprivileged) = (false, true), &[]),
         ("", stopping, |held| held.shutdown_fits = false, &["commands.allow", "shutdown.modes"]),
         ("", stopping, |_| {}, &[]),
@@ -174,7 +175,7 @@ fn frozen_takes_only_what_tightens_and_still_thaws() {
     assert_eq!(outcome(minimal, false), Outcome::Fits);
 }
 
-/// Numbers that look drawn by lot and are the same in each run (SplitMix64).
+/// Numbers that look drawn by lot and are the same in each run (`SplitMix64`).
 struct Lot(u64);
 
 impl Lot {
