@@ -33,8 +33,8 @@ impl Bucket {
 }
 
 /// How long a bucket of requests takes to fill: so many as may come in a second
-/// may come at once.
-const DEPTH: Duration = Duration::from_secs(1);
+/// may come at once. A second, in nanoseconds.
+const DEPTH_NANOS: u64 = 1_000_000_000;
 /// What was refused is told at once, and then no more often than this.
 pub const TELL_AGAIN: Duration = Duration::from_secs(10);
 /// At least as many as there are commands.
@@ -59,12 +59,12 @@ impl Rates {
     /// second, at least one; takes its place if so, counts it if not.
     pub fn admits(&mut self, command: Command, per_second: u32, now: Instant) -> bool {
         let bucket = &mut self.buckets[command as usize];
-        let cost = DEPTH / per_second.max(1);
+        let cost = DEPTH_NANOS / u64::from(per_second.max(1));
         // Room for all of it: a bucket that the first has just begun to empty is
         // not full again a moment later.
-        let admits = bucket.has_room(now, DEPTH - cost + Duration::from_nanos(1));
+        let admits = bucket.has_room(now, Duration::from_nanos(DEPTH_NANOS - cost + 1));
         if admits {
-            bucket.take(now, cost);
+            bucket.take(now, Duration::from_nanos(cost));
         } else {
             self.refuse(command);
         }
@@ -150,7 +150,7 @@ mod tests {
     fn what_is_refused_is_told_at_once_and_then_now_and_then() {
         let (mut rates, now) = (Rates::default(), Instant::now());
         assert_eq!(rates.due(now), None);
-        let mut refuse = |rates: &mut Rates, times: u64| {
+        let refuse = |rates: &mut Rates, times: u64| {
             (0..=times).for_each(|_| _ = rates.admits(Command::FileRead, 1, now));
         };
         refuse(&mut rates, 1);

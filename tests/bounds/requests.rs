@@ -101,7 +101,7 @@ fn tokens() {
         // has two.
         let zeros = (tokens - 1) / 2;
         let mut request = "[".to_owned() + &"0,".repeat(zeros - 1);
-        request += if tokens % 2 == 0 { "[]]" } else { "0]" };
+        request += if tokens.is_multiple_of(2) { "[]]" } else { "0]" };
         let due = if tokens <= limit {
             "QMP input must be a JSON object"
         } else {

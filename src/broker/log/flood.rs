@@ -71,7 +71,7 @@ pub(super) enum Fruitless {
 /// The buckets, and what found no room in them.
 #[derive(Debug, Default)]
 pub(super) struct Flood {
-    own: [Bucket; KINDS as usize],
+    own: [Bucket; Kind::Repeated as usize + 1],
     shared: Bucket,
     fruitless: [Bucket; 2],
     counts: BTreeMap<&'static str, u64>,
