@@ -30,9 +30,6 @@ fn goes_on(agent: &Agent<'_>, host: &mut Host, handle: i64, worker: i32) {
     assert_eq!(agent.process("worker", 0), worker);
 }
 
-/// What is said of a policy, and what is done to it for that.
-type Harm<'a> = (&'static str, Box<dyn Fn() + 'a>);
-
 fn a_bad_policy_changes_nothing() {
     let home = Home::new();
     let path = home.write("file", b"here");
