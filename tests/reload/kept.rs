@@ -20,10 +20,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_a_start_took_away_stays_away", what_a_start_took_away_stays_away),
 ];
 
-/// The worker is the same, and so is all that it holds.
 /// What is said of a policy, and what is done to it.
 type Harm<'a> = (&'static str, Box<dyn Fn() + 'a>);
 
+/// The worker is the same, and so is all that it holds.
 fn goes_on(agent: &Agent<'_>, host: &mut Host, handle: i64, worker: i32) {
     host.returns("guest-file-seek", &json!({ "handle": handle, "offset": 0, "whence": 0 }));
     assert_eq!(host.read(handle), "aGVyZQ==");
