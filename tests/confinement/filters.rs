@@ -4,7 +4,6 @@
 //! writes it anew, to be read in the change.
 
 mod needs;
-mod used;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
