@@ -28,7 +28,7 @@ use tally::Standing;
 use mix::Soak;
 
 /// Requests in a run with all tests.
-const FEW: u64 = if cfg!(debug_assertions) { 12_000 } else { 40_000 };
+const FEW: u64 = if cfg!(debug_assertions) { 40_000 } else { 100_000 };
 
 fn main() -> ExitCode {
     runner::main(
@@ -71,7 +71,7 @@ fn memory_and_descriptors_end_as_they_began() {
     soak.run_to(wanted / 5, true);
     let start = soak.settle();
     soak.run_to(wanted * 3 / 5, true);
-    soak.crash(false);
+    soak.crash(0);
     soak.run_to(wanted * 7 / 10, false);
     let late = soak.settle();
     // The rest is one worker's, so that what leaks there adds up.

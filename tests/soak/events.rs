@@ -29,9 +29,10 @@ impl Soak<'_> {
         if due(self, 2, 2) {
             self.excess();
         }
-        if due(self, 3, 4) && crashes {
-            let midway = self.random(2) == 0;
-            self.crash(midway);
+        if self.tally.requests >= self.next[3] && crashes && self.crashes > 0 {
+            self.next[3] *= 2;
+            self.crashes -= 1;
+            self.crash(self.crashes);
         }
     }
 
@@ -117,14 +118,14 @@ impl Soak<'_> {
 
     /// The worker dies: between two requests, among many, or while a filesystem
     /// is frozen.
-    pub(crate) fn crash(&mut self, midway: bool) {
-        if midway {
+    pub(crate) fn crash(&mut self, number: u32) {
+        if number == 1 {
             let requests = "{\"execute\":\"guest-info\"}\n".repeat(40);
             self.host.send(requests.as_bytes());
             self.kill_worker();
             self.synchronise();
             self.tally.event("workers killed among requests");
-        } else if self.random(2) == 0 {
+        } else if number == 2 {
             self.frozen_and_thawed(true);
             self.tally.event("workers killed while frozen");
         } else {

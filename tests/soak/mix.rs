@@ -15,7 +15,10 @@ use crate::tally::{Standing, Standings, Tally};
 const BATCH: usize = 48;
 /// Files that the host may have open; the policy's limit is above it.
 const OPEN: usize = 40;
-/// Base64 of 300 bytes.
+/// Crashes of a worker, the last one left out: one more within an hour is replaced
+/// only after a while.
+const CRASHES: u32 = 3;
+/// Base64.
 const SMALL: &str = "UG9zdGVybiBpcyBhIHNtYWxsIGdhdGUu";
 
 /// What a request must bring.
@@ -53,6 +56,8 @@ pub(crate) struct Soak<'a> {
     /// How many requests lie between two events of a kind.
     pub(crate) every: u64,
     pub(crate) next: [u64; 4],
+    /// How many crashes are left.
+    pub(crate) crashes: u32,
     number: u64,
     big: String,
 }
@@ -69,7 +74,8 @@ impl<'a> Soak<'a> {
             readable: Vec::new(),
             writable: Vec::new(),
             every,
-            next: [every / 3, every, every * 2, every * 4],
+            next: [every / 3, every, every * 2, wanted / 8],
+            crashes: CRASHES,
             number: 0,
             big: SMALL.repeat(24 << 10),
         }
