@@ -164,6 +164,8 @@ fn directories_are_those_of_the_default_policy() {
         format!("d {above} 0755 root root -"),
         format!("d {state} 0700 {broker} {broker} -"),
         format!("d {log} 0700 {broker} {broker} -"),
+        format!("d {above}/policy.d 0755 root root -"),
+        "d /etc/postern/policy.d 0755 root root -".to_owned(),
     ]
     .iter()
     .map(|line| line.split(' ').map(str::to_owned).collect())
