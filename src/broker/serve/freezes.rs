@@ -171,5 +171,7 @@ impl Broker {
             let _ = poll(&mut ready, PollTimeout::from(1000_u16));
             self.hear_engine();
         }
+        // It may have thawed before it was looked at: that is not heard yet.
+        self.hear_engine();
     }
 }
