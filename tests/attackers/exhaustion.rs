@@ -13,7 +13,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 
 use super::account::{attacker, mode};
-use crate::support::agent::{Agent, Home, Host};
+use crate::support::agent::{Agent, Home, Host, eventually};
 use crate::support::disk::Disk;
 use crate::support::runner::{Role, Test};
 
@@ -78,7 +78,7 @@ fn a_full_disk_of_another_account() {
     assert_eq!(count(&mut host, "guest-fsfreeze-status"), "thawed");
     filler.say("free");
     assert_eq!(filler.hear(), "free");
-    let handle = host.open(&path, "r").expect("there is room again");
+    let handle = eventually("there is room again", || host.open(&path, "r").ok());
     host.close(handle);
     verify(&agent);
     let done = agent.records_of("guest-fsfreeze-thaw");

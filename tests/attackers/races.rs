@@ -250,7 +250,7 @@ fn race(kind: &str) {
 
 /// Opens `path` until it was opened and refused, and often enough.
 fn opens(agent: &Agent<'_>, path: &Path, mode: &str) -> (u32, u32) {
-    const KNOWN: [&str; 7] = [
+    const KNOWN: [&str; 8] = [
         "Permission denied",
         "No such file or directory",
         "Too many levels of symbolic links",
@@ -258,6 +258,8 @@ fn opens(agent: &Agent<'_>, path: &Path, mode: &str) -> (u32, u32) {
         "Not a directory",
         "No such device or address",
         "File exists",
+        // So many opens that might have made a file and did not, in a moment.
+        "Resource temporarily unavailable",
     ];
     let (mut opened, mut refused) = (0, 0);
     let mut host = agent.connect();
