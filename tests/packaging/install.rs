@@ -52,7 +52,7 @@ fn nothing_is_left(kind: &str) {
     tree.sh("apt-get install -y /tmp/postern.deb");
     assert_ne!(tree.sh(SNAPSHOT), before, "the control: a snapshot shows an installed package");
     tree.sh(
-        "echo >/etc/postern/policy.d.example; mkdir /etc/postern/policy.d; echo >/etc/postern/policy.d/10-mine.toml",
+        "echo >/etc/postern/policy.d.example; mkdir -p /etc/postern/policy.d; echo >/etc/postern/policy.d/10-mine.toml",
     );
     tree.sh("touch /var/log/postern/audit.jsonl.1");
     tree.sh("apt-get install -y /tmp/later.deb");

@@ -22,8 +22,10 @@ use crate::say::Level;
 
 /// So many children in a row that die before they are confined end postern.
 const STILLBORN: u32 = 3;
-/// So many frames of a worker that ended are still heard.
-const LAST_FRAMES: usize = 64;
+/// So many frames of a child that ended are still heard: more than its socket
+/// holds. The kernel counts 212,992 bytes of a socket's queue
+/// (`net.core.wmem_default`), and no frame as less than 256.
+const LAST_FRAMES: usize = 1024;
 
 /// A child with what it is to be told first. One that cannot be told has ended
 /// already, or was never born: its pipe or the spawner says so.

@@ -58,6 +58,8 @@ impl Shared {
         let State { thawing: Some(thawing), held, .. } = &mut *state else { return state };
         let Some(reached) = held.pop() else { return state };
         thawing.busy += 1;
+        // The freezer may have looked before there was anything to wait for.
+        self.changed.notify_all();
         drop(state);
         let done = thaw(reached);
         let mut state = self.lock();
