@@ -217,8 +217,12 @@ fn what(link: &Path, home: &Path, sockets: &HashMap<String, String>) -> String {
     short(link, home)
 }
 
-/// A path beneath the demo's directory, from there on.
+/// A path beneath the demo's directory, from there on; the directory itself holds
+/// the policy.
 fn short(path: &Path, home: &Path) -> String {
+    if path == home {
+        return "the policy's directory".to_owned();
+    }
     path.strip_prefix(home).unwrap_or(path).display().to_string()
 }
 
