@@ -18,7 +18,7 @@ fn a_clock_set_by_years() {
     let mut machine = services::boot(LINUX_6_1, Userland::Systemd);
     is_protected(&mut machine);
     machine.sh("systemctl stop systemd-timesyncd 2>/dev/null; mkdir -p /etc/postern/policy.d && \
-         printf 'version = 1\\n[freeze]\\nlimit = \"20s\"\\n[audit]\\nrotate_bytes = \"64KiB\"\\nkeep = 2\\nkeep_days = 1\\n' \
+         printf 'version = 1\\n[freeze]\\nlimit = \"20s\"\\n[limits]\\nacts = 1000\\n[audit]\\nrotate_bytes = \"64KiB\"\\nkeep = 2\\nkeep_days = 1\\n' \
          >/etc/postern/policy.d/clock.toml && systemctl restart postern");
     let mut told = Vec::new();
     for (name, years) in [("10 years ahead", 10), ("20 years back", -20)] {
