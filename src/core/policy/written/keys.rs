@@ -149,9 +149,10 @@ pub static TABLES: [Table; 11] = [
     Table {
         name: "files",
         repeated: true,
-        doc: "One rule: what the host may do with one file, or with everything beneath one directory. Rights of rules \
-              add up; to take something out of a rule, use its `except`. Where a rule lies beneath the `except` of \
-              another, the longer path wins.",
+        doc: "One rule: what the host may do with one file, or with everything beneath one directory. Rules add up: each \
+              open is answered by the rule with the longest path that reaches the file and has a right for the mode. To \
+              take something out of a rule, use its `except`. Where a rule lies beneath the `except` of another, the \
+              longer path wins.",
     },
     Table { name: "create", repeated: false, doc: "Files that the host creates." },
     Table { name: "freeze", repeated: false, doc: "Freezing filesystems." },
