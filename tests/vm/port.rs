@@ -380,7 +380,9 @@ fn vsock_serves_one_context_only() {
     assert_eq!(refused.lines().count(), 1, "not one for each: {refused}");
     let refused: Value = serde_json::from_str(refused.trim()).expect("a record");
     assert_eq!((&refused["postern"]["cid"], &refused["postern"]["count"]), (&json!(1), &json!(1)), "{refused}");
-    assert_eq!((count(&mut machine, "host-connected"), count(&mut machine, "process-died")), (0, 0));
+    let died =
+        machine.sh("grep '\"action\":\"process-died\"' /var/log/postern/audit.jsonl; cat /run/postern.log; true");
+    assert_eq!((count(&mut machine, "host-connected"), count(&mut machine, "process-died")), (0, 0), "{died}");
     machine.sh(STOP);
     // On a slow machine the worker may be killed when postern stops.
     let died = count(&mut machine, "process-died");
