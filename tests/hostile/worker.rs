@@ -170,6 +170,8 @@ const SCRIPTS: &[Script] = &[
     script("a status", true, |_| raw(&frame(&Ask::Status {})), "policy withholds"),
 ];
 
+/// Last words that are the broker's own for a child that a reload ended.
+const PRETENDS: &str = "it says that it was reloaded";
 const TWICE: &str = "two asks at once";
 /// There once the opener is stopped, so that the first ask is not answered yet.
 const GO: &str = "/tmp/go";
@@ -199,6 +201,12 @@ const DEATHS: &[Script] = &[
     script("it never says a word", false, |_| (), "worker"),
     script("it says nothing and leaves", true, |_| raw(&[]), "worker"),
     script("it panics", true, |_| raw(&frame(&Ask::Panicked { message: Text::cut(b"last words") })), "last words"),
+    script(
+        PRETENDS,
+        true,
+        |_| raw(&frame(&Ask::Panicked { message: Text::cut(b"the policy was reloaded") })),
+        "the policy was reloaded",
+    ),
 ];
 
 pub(crate) fn ready() -> Ask {
@@ -341,6 +349,10 @@ pub(crate) fn is_replaced_and_recorded() {
         assert_eq!(died["postern"]["child"], record["postern"]["child"], "{}: {died}", script.name);
         if script.name == TWICE {
             agent.signal("opener", Signal::SIGCONT);
+        }
+        if script.name == PRETENDS {
+            // The operator is told of an end that nobody wanted, whatever it says.
+            eventually("it counts as a death", || agent.said().contains(" ended (").then_some(()));
         }
         serves(&agent);
         eventually("the attacker is gone", || (agent.family().len() == 4).then_some(()));

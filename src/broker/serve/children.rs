@@ -27,6 +27,17 @@ const STILLBORN: u32 = 3;
 /// (`net.core.wmem_default`), and no frame as less than 256.
 const LAST_FRAMES: usize = 1024;
 
+/// Why a child is let go of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parting {
+    /// It ended, or gave reason to end it.
+    Unwanted,
+    /// The broker had another reason.
+    Wanted,
+    /// One under a new policy takes its place.
+    Reloaded,
+}
+
 /// A child with what it is to be told first. One that cannot be told has ended
 /// already, or was never born: its pipe or the spawner says so.
 fn told<Out: Frame, In: Frame>(mut child: Child<Out, In>, first: impl IntoIterator<Item = Out>) -> Child<Out, In> {
@@ -234,7 +245,8 @@ impl Broker {
     /// Lets go of a worker and of all that it held.
     pub(super) fn lose_worker(&mut self) {
         let Some(worker) = self.worker.take() else { return };
-        self.let_go(Role::Worker, &worker, self.stopping.is_none() && !self.parts.host.is_gone());
+        let is_due = self.stopping.is_some() || self.parts.host.is_gone();
+        self.let_go(Role::Worker, &worker, if is_due { Parting::Wanted } else { Parting::Unwanted });
         // One that ended on its way to the port: another one goes.
         if std::mem::take(&mut self.fetching)
             && let Some(port) = self.parts.host.port_mut()
@@ -257,7 +269,8 @@ impl Broker {
 
     pub(super) fn lose_opener(&mut self) {
         if let Some(opener) = self.opener.take() {
-            self.let_go(Role::Opener, &opener, self.stopping.is_none());
+            let parting = if self.stopping.is_some() { Parting::Wanted } else { Parting::Unwanted };
+            self.let_go(Role::Opener, &opener, parting);
         }
         self.forget_unanswered();
         if let Some(opening) = self.opening.take() {
@@ -268,15 +281,17 @@ impl Broker {
         }
     }
 
-    /// Lets go of a child. `unasked`: it ended, or gave reason to end it; one that
-    /// was confined, and so could hear somebody, has crashed then.
-    pub(super) fn let_go<Out: Frame, In: Frame>(&mut self, role: Role, child: &Child<Out, In>, unasked: bool) {
+    /// Lets go of a child. One that was confined, and so could hear somebody, has
+    /// crashed if nobody wanted it to end. Its words say nothing about that: they
+    /// are its own.
+    pub(super) fn let_go<Out: Frame, In: Frame>(&mut self, role: Role, child: &Child<Out, In>, parting: Parting) {
         self.parts.family.kill(child.id);
-        let leaves = role == Role::Worker && self.reload.is_leaving();
-        let why = self.last_words.take().or_else(|| leaves.then(|| text(RELOADED)));
-        let reloaded = why.as_ref().is_some_and(|why| why.bytes() == RELOADED);
+        let words = self.last_words.take();
+        let leaves = role == Role::Worker && self.reload.is_leaving() && words.is_none();
+        let reloaded = leaves || parting == Parting::Reloaded;
+        let why = if reloaded { Some(text(RELOADED)) } else { words };
         let blameless = reloaded || (role == Role::Worker && self.parts.host.is_gone());
-        let is_crash = unasked && child.ready && !reloaded;
+        let is_crash = parting == Parting::Unwanted && child.ready && !reloaded;
         if is_crash {
             self.parts.family.crashed(role);
         }

@@ -14,6 +14,7 @@ use postern_core::messages::{Answer, Barrier, Facts, OpenerOrder, OpenerReport, 
 use postern_core::policy::rules::{Mode, Types};
 use postern_core::sys::fs::{self, Object};
 
+use super::children::Parting;
 use super::{Broker, Opening, text};
 use crate::decide::Refusal;
 use crate::family::Child;
@@ -183,7 +184,7 @@ impl Broker {
     /// paths now, try once more.
     fn open_again(&mut self, opening: Opening) {
         if let Some(opener) = self.opener.take() {
-            self.let_go(Role::Opener, &opener, false);
+            self.let_go(Role::Opener, &opener, Parting::Wanted);
         }
         self.opening = Some(Opening { sent: false, again: true, ..opening });
     }

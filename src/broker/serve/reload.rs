@@ -22,6 +22,7 @@ use postern_core::policy::written::PolicyError;
 use postern_core::policy::{Audit, Policy};
 
 use super::candidate::{Candidate, Tried};
+use super::children::Parting;
 use super::manager::Standing as Status;
 use super::{Broker, Gone, text};
 use crate::about;
@@ -310,8 +311,7 @@ impl Broker {
         self.parts.policy = policy;
         self.reload.ended(None);
         if let Some(old) = self.opener.take_if(|_| comparison.changes()) {
-            self.last_words = Some(text(RELOADED));
-            self.let_go(Role::Opener, &old, false);
+            self.let_go(Role::Opener, &old, Parting::Reloaded);
             self.forget_unanswered();
         }
         if let Some((opener, standing, sender)) = opener.and_then(Tried::into_child) {
