@@ -33,6 +33,7 @@ fn main() -> ExitCode {
             ("a_dead_spawner_ends_the_rest_in_order", a_dead_spawner_ends_the_rest_in_order),
             ("a_dead_broker_takes_the_rest_along", a_dead_broker_takes_the_rest_along),
             ("sigterm_and_sigint_end_it_in_order", sigterm_and_sigint_end_it_in_order),
+            ("a_signal_to_all_ends_it_in_order", a_signal_to_all_ends_it_in_order),
             ("each_process_survives_a_stop", each_process_survives_a_stop),
         ],
         &[],
@@ -460,6 +461,29 @@ fn sigterm_and_sigint_end_it_in_order() {
         assert_eq!(last["event"]["reason"], name, "{last}");
         let closed = records.iter().find(|record| record["event"]["action"] == "guest-file-close");
         assert_eq!(closed.expect("a record of the close")["postern"]["handle"], handle);
+    }
+}
+
+/// `systemctl mask --now` and killall5 signal every process, the broker last at worst.
+fn a_signal_to_all_ends_it_in_order() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        let home = Home::new();
+        let path = home.write("a", b"content");
+        let mut agent = home.start(&usual());
+        let family = family(&agent);
+        let mut host = agent.connect();
+        let handle = host.open(&path, "r").expect("a handle");
+        for who in CHILDREN {
+            agent.signal(who, signal);
+        }
+        // Whoever died of it would be missed by now.
+        assert_eq!(host.read(handle), "Y29udGVudA==");
+        assert_eq!(agent.family(), family);
+        agent.signal(BROKER, Signal::SIGTERM);
+        assert_eq!(agent.ended().code(), Some(0), "{}", agent.said());
+        await_end(&family);
+        let died = agent.records().into_iter().find(|record| record["event"]["action"] == "process-died");
+        assert_eq!(died, None, "{signal}");
     }
 }
 

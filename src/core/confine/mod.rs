@@ -106,6 +106,7 @@ fn harden() -> Result<(), ConfineError> {
 /// What spawner, opener and worker have in common.
 fn child(limits: impl FnOnce() -> Result<(), ConfineError>) -> Result<(), ConfineError> {
     harden()?;
+    crate::sys::process::ignore_requests_to_end().map_err(call("sigaction"))?;
     identity::refuse_root()?;
     caps::keep_only(&[])?;
     limits()?;

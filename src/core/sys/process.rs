@@ -179,6 +179,21 @@ pub fn fault_plainly() -> io::Result<()> {
     Ok(())
 }
 
+/// Leaves being asked to end to the broker. A signal to a whole control group
+/// (systemd knows no `KillMode=` of a masked unit) or session would otherwise end
+/// a child before its broker has brought what is under way to an end.
+///
+/// # Errors
+/// None that sigaction(2) lists for these.
+pub fn ignore_requests_to_end() -> io::Result<()> {
+    let ignored = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        // SAFETY: no handler of ours is replaced, and none is installed.
+        unsafe { sigaction(signal, &ignored) }?;
+    }
+    Ok(())
+}
+
 /// Ends this process at once, without running exit handlers.
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit takes a number and does not return.
