@@ -41,11 +41,11 @@ pub trait Wire: Sized {
 
 /// What is left of a frame.
 #[derive(Debug)]
-pub struct Reader<'a>(&'a [u8]);
+pub struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
     /// Takes `count` bytes off the front.
-    fn bytes(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
+    pub(super) fn bytes(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
         let (taken, rest) = self.0.split_at_checked(count).ok_or(Malformed::Short)?;
         self.0 = rest;
         Ok(taken)

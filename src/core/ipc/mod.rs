@@ -8,6 +8,7 @@
 //! Trust: the peer may be hostile. Whatever it sends costs at most one buffer
 //! of [`MAX_FRAME`] bytes and a refusal.
 
+pub mod bundle;
 mod codec;
 
 use std::io::{self, IoSlice, IoSliceMut};
