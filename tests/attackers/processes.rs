@@ -186,6 +186,7 @@ const ATTEMPTS: &[(&str, After, Act)] = &[
     ("write oom_score_adj", Life, |pid| write(pid, "oom_score_adj", "1000")),
     ("kill", Life, |pid| any_signal(|signal| of(libc::SYS_kill, pid, &[signal]))),
     ("tgkill", Life, |pid| any_signal(|signal| of(libc::SYS_tgkill, pid, &[u64::from(pid.cast_unsigned()), signal]))),
+    ("tgkill for good", Life, |pid| of(libc::SYS_tgkill, pid, &[u64::from(pid.cast_unsigned()), 9])),
     ("pidfd_send_signal", Life, |pid| any_signal(|signal| by_pidfd(libc::SYS_pidfd_send_signal, pid, &[signal, 0, 0]))),
     ("rt_sigqueueinfo", Life, |pid| {
         // si_code SI_QUEUE, which a process may send to another.
@@ -341,7 +342,7 @@ fn a_process_of_the_same_account_reads_nothing() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let worker = agent.process("worker", 0);
-    let kill = ATTEMPTS.iter().position(|(attempt, ..)| *attempt == "tgkill").expect("an attempt");
+    let kill = ATTEMPTS.iter().position(|(attempt, ..)| *attempt == "tgkill for good").expect("an attempt");
     let mut peer = as_user(home.worker, "try-process", &[]);
     // The control, and what is documented: the account is not a barrier to itself.
     let mut host = agent.connect();
