@@ -296,7 +296,7 @@ const LOADED: &[(&str, Lives)] = &[
 
 fn a_spawner_does_its_work_and_nothing_else() {
     let loaded = if filters::LOADER.is_some() { LOADED } else { &[] };
-    attack_all(&Role::Spawner, &[COMMON, SPAWNER, loaded].concat());
+    attack_all(&Role::spawner(), &[COMMON, SPAWNER, loaded].concat());
 }
 
 /// What every broker may do.

@@ -49,6 +49,8 @@ mod starts;
 mod storm;
 #[path = "live/stuck.rs"]
 mod stuck;
+#[path = "live/told.rs"]
+mod told;
 
 use std::process::ExitCode;
 
@@ -87,6 +89,7 @@ fn main() -> ExitCode {
         channels::TESTS,
         starts::TESTS,
         service::TESTS,
+        told::TESTS,
     ]
     .concat();
     let roles: Vec<runner::Role> = [freezes::ROLES, shutdowns::ROLES, channels::ROLES, service::ROLES].concat();

@@ -83,11 +83,11 @@ pub(crate) fn confinement(
     let broker_leaves = filters::broker_leaves(plan.root.is_some(), rotates, plan.state.is_some());
     let mut all = vec![
         one("broker", &broker, capabilities, broker_leaves, &filters::broker(&plan.filter)),
-        one("spawner", &others, Vec::new(), "executes its own file", &filters::spawner()),
+        one("spawner", &others, Vec::new(), "executes its own file", &filters::spawner(policy.commands)),
         one("worker", &others, Vec::new(), NO_PATH, &filters::worker(&policy.worker_part())),
     ];
-    // Without file rules there is none.
-    if !policy.files.is_empty() {
+    // Without file rules and facts there is none.
+    if policy.has_opener() {
         let filter = filters::opener(&policy.opener_part());
         all.insert(2, one("opener", &others, Vec::new(), RULES, &filter));
     }
@@ -102,7 +102,7 @@ pub(crate) fn replan(confinement: &mut Vec<Confinement>, policy: &Policy) {
         let (filter_rules, filter_digest) = seccomp::digest(filter);
         confinement.push(Confinement { name, landlock, filter_rules, filter_digest, ..spawner.clone() });
     };
-    if !policy.files.is_empty() {
+    if policy.has_opener() {
         add("opener", RULES, &filters::opener(&policy.opener_part()));
     }
     add("worker", NO_PATH, &filters::worker(&policy.worker_part()));

@@ -5,6 +5,7 @@
 //! here touches the system; `act` does what it is told.
 
 use nix::errno::Errno;
+use postern_core::catalogue::facts::Fact;
 use postern_core::catalogue::{Act, Command};
 use postern_core::messages::{Ask, Barrier, WirePath};
 use postern_core::policy::rules::{self, Mode, Verdict};
@@ -53,6 +54,10 @@ pub(crate) enum Decision {
     Thaw,
     /// Tell the status.
     Status,
+    /// Have a fact told.
+    Fact(Fact),
+    /// Answer that a fact cannot be told, with this error.
+    RefuseFact(Errno),
     /// Shut down.
     Shutdown(ShutdownMode),
     /// Answer with this refusal.
@@ -140,6 +145,12 @@ pub(crate) fn decide(state: State, ask: &Ask, policy: &Policy) -> Decision {
             Decision::Hostile("it asked for the status, which the policy withholds")
         }
         Ask::Status {} => Decision::Status,
+        Ask::Fact { fact } if !policy.facts().contains(*fact) => {
+            Decision::Hostile("it asked for a fact that the policy withholds")
+        }
+        // No fact is told while filesystems are frozen: what is read may lie on one.
+        Ask::Fact { .. } if state.freeze != Status::Thawed => Decision::RefuseFact(Errno::EBUSY),
+        Ask::Fact { fact } => Decision::Fact(*fact),
         Ask::Shutdown { .. } if !policy.commands.contains(Command::Shutdown) => {
             Decision::Hostile("it asked to shut down, which the policy withholds")
         }

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::PollFlags;
+use postern_core::catalogue::CommandSet;
 use postern_core::ipc::{Frame, Pipe};
 use postern_core::messages::{
     Answer, Ask, BIRTH_LIMIT, Identity, OpenerOrder, OpenerReport, Role, SpawnerOrder, SpawnerReport,
@@ -106,7 +107,8 @@ pub enum Pace {
 }
 
 impl Family {
-    /// Starts the spawner and tells it who to be. As root with a PID namespace
+    /// Starts the spawner and tells it who to be, and which commands its children
+    /// may serve that are not plain. As root with a PID namespace
     /// of its own, else without.
     ///
     /// # Errors
@@ -115,6 +117,7 @@ impl Family {
         executable: &OwnedFd,
         null: &OwnedFd,
         identity: Option<Identity>,
+        commands: CommandSet,
         pace: Pace,
     ) -> io::Result<Self> {
         let (spawner, theirs) = Pipe::pair()?;
@@ -126,7 +129,7 @@ impl Family {
             pid_namespace: identity.is_some(),
             session: true,
         })?;
-        spawner.send(&SpawnerOrder::Setup { identity }, None)?;
+        spawner.send(&SpawnerOrder::Setup { identity, commands }, None)?;
         Ok(Self { spawner, next: 0, openers: Line::default(), workers: Line::default(), pace })
     }
 

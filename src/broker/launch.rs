@@ -21,7 +21,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
 use postern_core::audit::Run;
-use postern_core::catalogue::{Act, Command};
+use postern_core::catalogue::{Act, Command, CommandSet};
 use postern_core::confine::filters::{BrokerNeeds, OPEN_DIRECTORY};
 use postern_core::confine::{self, BrokerPlan, caps};
 use postern_core::messages::{BIRTH_LIMIT, Identity, SpawnerReport};
@@ -37,10 +37,11 @@ use crate::background::{self, Starter};
 use crate::closer::Closer;
 use crate::family::{Family, Pace};
 pub use crate::fatal::Fatal;
-use crate::fsfreeze::{self, Engine, Handles, Memory, MountTable, Remembered};
+use crate::fsfreeze::{self, Engine, Handles, MountTable, Remembered};
 use crate::heads::Heads;
 use crate::host::Host;
 use crate::log::{self, Log};
+use crate::memory::Memory;
 use crate::notify::Notify;
 use crate::options::Options;
 use crate::say::{Filesystems, Level, Voice};
@@ -92,7 +93,7 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
 
     // Before any disk is touched: what did a former run leave?
     let state = state_directory(&policy.state, owner)?;
-    let (memory, remembered) = memory(&policy.state, &state)?;
+    let (note, remembered) = note(&policy.state, &state)?;
     background::own_files(&service, remembered.is_some(), &mut voice)?;
     if !privileged {
         voice.say(Level::Warning, UNPRIVILEGED);
@@ -128,6 +129,7 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
             }
         }
     };
+    let memory = policy.facts().gathers().then(Memory::new).transpose().map_err(call("making memory for facts"))?;
     let mounts = needs_freeze.then(MountTable::open).transpose().map_err(call("reading the mount table"))?;
     let init = Init::recognise(Path::new("/proc"), Path::new("/run"), Path::new("/dev"));
     if privileged && policy.needs(Act::Shutdown) {
@@ -135,7 +137,7 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
     }
 
     let identity = accounts.as_ref().map(|(worker, _)| accounts::identity(worker, &policy));
-    let (family, spawner) = found_family(identity, pace)?;
+    let (family, spawner) = found_family(identity, policy.commands, pace)?;
     let landlock_abi = spawner.standing.landlock_abi;
     voice.say(Level::Info, &format!("the kernel has Landlock ABI {landlock}; {landlock_abi} is enforced"));
 
@@ -150,7 +152,7 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         writes_state.push(handles.directory());
     }
     if needs_freeze {
-        writes_state.push(memory.directory());
+        writes_state.push(note.directory());
     }
     let state = Some(state).filter(|_| !writes_state.is_empty());
     let mut plan = plan(&policy, &host, &heads, &init, privileged, needs_freeze, state)?;
@@ -190,6 +192,7 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
     let held = Held {
         unprivileged: !privileged,
         opens: policy.commands.contains(Command::FileOpen),
+        commands: policy.commands,
         freezes: needs_freeze,
         shuts_down: privileged && policy.needs(Act::Shutdown),
         syncs: plan.filter.log.is_some_and(|log| log.sync),
@@ -201,7 +204,7 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
     };
     let (confined, (engine, shutdown, closer)) = confine::broker_barriers(plan, || -> Result<_, Fatal> {
         let engine = mounts
-            .map(|mounts| Engine::start(mounts, memory, remembered))
+            .map(|mounts| Engine::start(mounts, note, remembered))
             .transpose()
             .map_err(call("starting the freezer"))?;
         let shutdown = Shutdown::start(policy.shutdown.clone(), init).map_err(call("starting a thread"))?;
@@ -218,6 +221,7 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         engine,
         shutdown,
         handles,
+        memory,
         host,
         family,
         signals,
@@ -294,11 +298,12 @@ fn state_directory(path: &Path, (uid, gid): (u32, u32)) -> Result<OwnedFd, Fatal
     Ok(directory)
 }
 
-fn memory(path: &Path, state: &OwnedFd) -> Result<(Memory, Option<Remembered>), Fatal> {
+/// The note of what is frozen, and what stands in it.
+fn note(path: &Path, state: &OwnedFd) -> Result<(fsfreeze::Memory, Option<Remembered>), Fatal> {
     let failed = |why: fsfreeze::Error| state_failed(path, &why);
-    let memory = Memory::new(duplicate(state)?).map_err(failed)?;
-    let remembered = memory.read().map_err(failed)?;
-    Ok((memory, remembered))
+    let note = fsfreeze::Memory::new(duplicate(state)?).map_err(failed)?;
+    let remembered = note.read().map_err(failed)?;
+    Ok((note, remembered))
 }
 
 fn duplicate(descriptor: &OwnedFd) -> Result<OwnedFd, Fatal> {
@@ -318,14 +323,15 @@ fn own_executable() -> String {
 }
 
 /// Starts the spawner and hears that it is confined.
-fn found_family(identity: Option<Identity>, pace: Pace) -> Result<(Family, Spawner), Fatal> {
+fn found_family(identity: Option<Identity>, commands: CommandSet, pace: Pace) -> Result<(Family, Spawner), Fatal> {
     let open = |path: &str, flags| nix::fcntl::open(path, flags | OFlag::O_CLOEXEC, Mode::empty());
     let executable = open(&own_executable(), OFlag::O_PATH).map_err(call("opening its own executable"))?;
     let null = open("/dev/null", OFlag::O_RDWR).map_err(call("opening /dev/null"))?;
-    let mut family = Family::found(&executable, &null, identity, pace).map_err(|why| match why.raw_os_error() {
-        Some(EPERM) => Fatal::Unconfined { who: "spawner", why: NO_NAMESPACE.to_owned() },
-        _ => Fatal::Call("starting the spawner", why),
-    })?;
+    let mut family =
+        Family::found(&executable, &null, identity, commands, pace).map_err(|why| match why.raw_os_error() {
+            Some(EPERM) => Fatal::Unconfined { who: "spawner", why: NO_NAMESPACE.to_owned() },
+            _ => Fatal::Call("starting the spawner", why),
+        })?;
     let born = Instant::now();
     loop {
         let left = BIRTH_LIMIT.saturating_sub(born.elapsed());

@@ -21,6 +21,7 @@ mod heads;
 mod host;
 mod launch;
 pub mod log;
+mod memory;
 mod notify;
 mod options;
 mod port;

@@ -12,6 +12,7 @@ mod asks;
 mod candidate;
 mod children;
 mod clocks;
+mod facts;
 mod freezes;
 mod manager;
 mod opens;
@@ -43,11 +44,13 @@ use crate::launch::Fatal;
 #[cfg(not(feature = "sabotage"))]
 use crate::log::Receipt;
 use crate::log::{Log, LogError};
+use crate::memory::Memory;
 use crate::notify::Notify;
 use crate::say::{Level, Voice};
 use crate::shutdown::Shutdown;
 use candidate::Reload;
 use clocks::FAREWELL;
+use facts::Telling;
 use manager::Standing;
 use opens::Open;
 use watch::Watch;
@@ -67,6 +70,8 @@ pub(crate) struct Parts {
     pub(crate) engine: Option<Engine>,
     pub(crate) shutdown: Shutdown,
     pub(crate) handles: Handles,
+    /// Where the opener gathers facts, if the policy has any gathered.
+    pub(crate) memory: Option<Memory>,
     pub(crate) host: Host,
     pub(crate) family: Family,
     pub(crate) signals: SignalFd,
@@ -134,6 +139,10 @@ pub(crate) struct Broker {
     /// The worker's open files.
     files: BTreeMap<u64, Open>,
     opening: Option<Opening>,
+    /// A fact that is being told.
+    telling: Option<Telling>,
+    /// When an opener was replaced for what facts are read from.
+    renewed: Option<Instant>,
     /// How often opens and acts are asked for.
     rates: Rates,
     /// Opens whose worker ended while the opener was at them, and that worker.
@@ -192,6 +201,8 @@ impl Broker {
             last_words: None,
             files: BTreeMap::new(),
             opening: None,
+            telling: None,
+            renewed: None,
             rates: Rates::default(),
             unanswered: Vec::new(),
             opens: 0,

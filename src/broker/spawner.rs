@@ -71,8 +71,8 @@ pub fn run() -> End {
     let mut broker = Broker::new(socket);
     let say = broker.last_words();
     last_words::to(move |text| say(&SpawnerReport::Panicked { message: Text::cut(text.as_bytes()) }));
-    let identity = match broker.receive().map(|received| received.message) {
-        Ok(SpawnerOrder::Setup { identity }) => identity,
+    let (identity, commands) = match broker.receive().map(|received| received.message) {
+        Ok(SpawnerOrder::Setup { identity, commands }) => (identity, commands),
         Err(ReceiveError::Closed) => return End::BrokerGone,
         Ok(_) | Err(_) => return End::BrokerBroken,
     };
@@ -86,7 +86,7 @@ pub fn run() -> End {
         let failed = |what| move |why: io::Error| ConfineError::Call { what, why };
         let deaths = watch_deaths().map_err(failed("watching for SIGCHLD"))?;
         let executable = executable.try_clone().map_err(failed("duplicating a descriptor"))?;
-        Ok((deaths, confine::spawner(identity.as_ref(), executable)?))
+        Ok((deaths, confine::spawner(identity.as_ref(), commands, executable)?))
     };
     match prepare() {
         Ok((deaths, confined)) => {

@@ -8,7 +8,13 @@
 //! Source of names, arguments and silence on success: the QGA schema of
 //! QEMU 10.2 (interface facts; the 0.15 schema's fourteen are all here).
 
+pub mod facts;
+mod set;
+
 use std::fmt;
+
+use facts::Fact;
+pub use set::CommandSet;
 
 /// The JSON type that an argument takes on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +75,8 @@ pub enum Call {
     Write,
     /// `lseek` on a descriptor it was handed.
     Seek,
+    /// `uname`: the kernel's release and the host's name.
+    Uname,
 }
 
 /// What a command needs; empty means nothing but the worker's own memory.
@@ -80,7 +88,11 @@ pub struct Needs {
     pub calls: &'static [Call],
     /// Whether it reaches paths, so that file rules apply.
     pub paths: bool,
+    /// What it tells of the guest.
+    pub facts: &'static [Fact],
 }
+
+const NOTHING: Needs = Needs { acts: &[], calls: &[], paths: false, facts: &[] };
 
 /// How a command shows in the audit log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +151,7 @@ impl Entry {
             args: &[],
             frozen_safe: false,
             silent: false,
-            needs: Needs { acts: &[], calls: &[], paths: false },
+            needs: NOTHING,
             audit: Audit::Recorded,
             rate: Rate::Requests,
             summary,
@@ -153,7 +165,7 @@ impl Entry {
             args: &[],
             frozen_safe: false,
             silent: false,
-            needs: Needs { acts: &[], calls: &[], paths: false },
+            needs: NOTHING,
             audit: Audit::Recorded,
             rate: Rate::Requests,
             summary: "known, not offered",
@@ -190,6 +202,14 @@ impl Entry {
         self
     }
 
+    /// One that tells of the guest: counted, for it comes every few seconds; what
+    /// is read for it has records of its own.
+    const fn tells(mut self, facts: &'static [Fact]) -> Self {
+        self.needs.facts = facts;
+        self.audit = Audit::Counted;
+        self
+    }
+
     const fn audit(mut self, audit: Audit) -> Self {
         self.audit = audit;
         self
@@ -222,6 +242,9 @@ pub enum Command {
     FsfreezeFreeze,
     FsfreezeFreezeList,
     FsfreezeThaw,
+    GetTime,
+    GetHostName,
+    GetLoad,
 }
 
 /// Every command that stock `qemu-ga` 10.2 has on Linux. Offered commands come
@@ -283,7 +306,11 @@ pub static CATALOGUE: [Entry; 43] = [
         .rate(Rate::Unlimited)
         .frozen_safe()
         .acts(&[Act::Thaw]),
-    Entry::not_offered("guest-get-time"),
+    Entry::offered(Command::GetTime, "guest-get-time", "tell the time of day").tells(&[]),
+    Entry::offered(Command::GetHostName, "guest-get-host-name", "tell the host's name")
+        .tells(&[])
+        .calls(&[Call::Uname]),
+    Entry::offered(Command::GetLoad, "guest-get-load", "tell the load averages").tells(&[Fact::Load]),
     Entry::not_offered("guest-set-time"),
     Entry::not_offered("guest-fstrim"),
     Entry::not_offered("guest-suspend-disk").silent(),
@@ -300,7 +327,6 @@ pub static CATALOGUE: [Entry; 43] = [
     Entry::not_offered("guest-get-memory-block-info"),
     Entry::not_offered("guest-exec-status"),
     Entry::not_offered("guest-exec"),
-    Entry::not_offered("guest-get-host-name"),
     Entry::not_offered("guest-get-users"),
     Entry::not_offered("guest-get-timezone"),
     Entry::not_offered("guest-get-osinfo"),
@@ -309,7 +335,6 @@ pub static CATALOGUE: [Entry; 43] = [
     Entry::not_offered("guest-ssh-remove-authorized-keys"),
     Entry::not_offered("guest-get-diskstats"),
     Entry::not_offered("guest-get-cpustats"),
-    Entry::not_offered("guest-get-load"),
     Entry::not_offered("guest-network-get-route"),
 ];
 
@@ -331,6 +356,14 @@ impl Command {
         self.entry().name
     }
 
+    /// Whether it takes nothing of opener and worker but what every policy's have,
+    /// and files: so that a spawner whose policy lacks it can have their children.
+    #[must_use]
+    pub fn is_plain(self) -> bool {
+        let needs = &self.entry().needs;
+        needs.facts.is_empty() && needs.calls.iter().all(|call| matches!(call, Call::Read | Call::Write | Call::Seek))
+    }
+
     /// The command with this number, if there is one.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
@@ -348,72 +381,6 @@ impl fmt::Display for Command {
 #[must_use]
 pub fn lookup(name: &str) -> Option<&'static Entry> {
     CATALOGUE.iter().find(|entry| entry.name == name)
-}
-
-/// A set of offered commands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CommandSet(u64);
-
-impl CommandSet {
-    /// No command.
-    pub const EMPTY: Self = Self(0);
-
-    /// The set with exactly these bits; `None` if a bit stands for no offered
-    /// command.
-    #[must_use]
-    pub fn from_bits(bits: u64) -> Option<Self> {
-        let all: Self = Command::all().collect();
-        (bits & !all.0 == 0).then_some(Self(bits))
-    }
-
-    /// Bit n stands for the command with number n.
-    #[must_use]
-    pub const fn bits(self) -> u64 {
-        self.0
-    }
-
-    /// Whether the set holds `command`.
-    #[must_use]
-    pub const fn contains(self, command: Command) -> bool {
-        self.0 & (1 << command as u8) != 0
-    }
-
-    /// Adds `command`.
-    pub const fn insert(&mut self, command: Command) {
-        self.0 |= 1 << command as u8;
-    }
-
-    /// Takes `command` out.
-    pub const fn remove(&mut self, command: Command) {
-        self.0 &= !(1 << command as u8);
-    }
-
-    /// The commands of the set, in catalogue order.
-    pub fn iter(self) -> impl Iterator<Item = Command> {
-        Command::all().filter(move |&command| self.contains(command))
-    }
-
-    /// Whether any command of the set needs `act`.
-    #[must_use]
-    pub fn needs_act(self, act: Act) -> bool {
-        self.iter().any(|command| command.entry().needs.acts.contains(&act))
-    }
-
-    /// Whether any command of the set needs the worker's `call`.
-    #[must_use]
-    pub fn needs_call(self, call: Call) -> bool {
-        self.iter().any(|command| command.entry().needs.calls.contains(&call))
-    }
-}
-
-impl FromIterator<Command> for CommandSet {
-    fn from_iter<T: IntoIterator<Item = Command>>(commands: T) -> Self {
-        let mut set = Self::EMPTY;
-        for command in commands {
-            set.insert(command);
-        }
-        set
-    }
 }
 
 #[cfg(test)]
@@ -435,12 +402,5 @@ mod tests {
         for entry in &CATALOGUE {
             assert_eq!(CATALOGUE.iter().filter(|other| other.name == entry.name).count(), 1, "{}", entry.name);
         }
-    }
-
-    #[test]
-    fn only_known_bits_make_a_set() {
-        let all: CommandSet = Command::all().collect();
-        assert_eq!(CommandSet::from_bits(all.bits()), Some(all));
-        assert_eq!(CommandSet::from_bits(1 << Command::all().count()), None);
     }
 }

@@ -14,6 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::catalogue::facts::{Fact, FactSet};
 use crate::catalogue::{Command, CommandSet};
 use crate::ipc::{Bytes, List, Malformed, Reader, Wire, frames};
 use crate::policy::parts::{OpenerPart, WorkerPart};
@@ -63,6 +64,7 @@ macro_rules! numbered {
 }
 
 numbered!(Command, Command::from_number);
+numbered!(Fact, Fact::from_number);
 numbered!(Mode, |number| Mode::ALL.get(usize::from(number)).copied());
 numbered!(ShutdownMode, |number| ShutdownMode::ALL.get(usize::from(number)).copied());
 
@@ -80,7 +82,7 @@ macro_rules! bits {
     )*};
 }
 
-bits!(Rights, Types, CommandSet);
+bits!(Rights, Types, CommandSet, FactSet);
 
 /// Declares a small enumeration and its numbers in frames.
 macro_rules! choice {
@@ -308,6 +310,8 @@ frames! {
         /// How many requests were refused for their number since the last such
         /// ask. No answer.
         17 Limited { commands: List<Count, 64> },
+        /// Tell of the guest. Answer: `Gathered`, `Kept` or `NotTold`.
+        18 Fact { fact: Fact },
     }
 }
 
@@ -361,20 +365,35 @@ frames! {
         /// Another worker takes the host over: once no request is half read and
         /// no answer owed, say `Counted`, then end. Note.
         17 Retire {},
+        /// Before the first, where the policy needs it: where the opener puts what
+        /// it gathers, to read only.
+        18 Memory {} + fd,
+        /// So many bytes of it are what was asked for.
+        19 Gathered { length: u32 },
+        /// The file, to be kept and read again.
+        20 Kept {} + fd,
+        /// Nothing can be told: error number.
+        22 NotTold { errno: i32 },
     }
 }
 
 frames! {
     /// Broker → opener.
     pub enum OpenerOrder {
-        /// First: how many rules follow, and the mode of created files.
-        1 Setup { rules: u16, create_mode: u32 },
+        /// First: how many rules follow, the mode of created files, and what it may
+        /// tell of the guest.
+        1 Setup { rules: u16, create_mode: u32, facts: FactSet },
         /// One rule, with as many exceptions following.
         2 Rule { path: WirePath, rights: Rights, types: Types, optional: bool, except: u16 },
         /// One exception of the rule before.
         3 Except { path: WirePath },
         /// Open. Report: `Opened` or `NotOpened`.
         4 Open { id: u64, path: WirePath, mode: Mode },
+        /// Before the first, where the policy needs it: where to put what it
+        /// gathers.
+        5 Memory {} + fd,
+        /// Tell of the guest. Report: `Gathered`, `Kept` or `NotTold`.
+        6 Tell { id: u64, fact: Fact },
     }
 }
 
@@ -392,14 +411,21 @@ frames! {
         4 NotOpened { id: u64, errno: i32, by: Barrier, resolved: Option<WirePath> },
         /// Last words of an opener that panicked or got no memory.
         5 Panicked { message: Text },
+        /// So many bytes of the memory are what was asked for; whether something
+        /// is there that could not be opened.
+        6 Gathered { id: u64, length: u32, denied: bool },
+        /// The file.
+        7 Kept { id: u64 } + fd,
+        /// Nothing: error number.
+        8 NotTold { id: u64, errno: i32 },
     }
 }
 
 frames! {
     /// Broker → spawner.
     pub enum SpawnerOrder {
-        /// First: how far to go.
-        1 Setup { identity: Option<Identity> },
+        /// First: how far to go, and what else than files its children may serve.
+        1 Setup { identity: Option<Identity>, commands: CommandSet },
         /// Start a child with this socket.
         2 Spawn { role: Role, id: u32 } + fd,
         /// Kill a child.
@@ -445,7 +471,11 @@ impl OpenerPart {
     pub fn orders(&self) -> Result<Vec<OpenerOrder>, PathBuf> {
         let wire = |path: &PathBuf| WirePath::from_path(path).ok_or_else(|| path.clone());
         let count = |length: usize| u16::try_from(length).unwrap_or(u16::MAX);
-        let mut orders = vec![OpenerOrder::Setup { rules: count(self.rules.len()), create_mode: self.create_mode }];
+        let mut orders = vec![OpenerOrder::Setup {
+            rules: count(self.rules.len()),
+            create_mode: self.create_mode,
+            facts: self.facts,
+        }];
         for rule in &self.rules {
             orders.push(OpenerOrder::Rule {
                 path: wire(&rule.path)?,
@@ -466,8 +496,8 @@ impl OpenerPart {
     /// # Errors
     /// [`Malformed::Range`] if an order is out of place; what `next` fails with.
     pub fn from_orders<E: From<Malformed>>(mut next: impl FnMut() -> Result<OpenerOrder, E>) -> Result<Self, E> {
-        let OpenerOrder::Setup { rules, create_mode } = next()? else { return Err(Malformed::Range.into()) };
-        let mut part = Self { rules: Vec::new(), create_mode };
+        let OpenerOrder::Setup { rules, create_mode, facts } = next()? else { return Err(Malformed::Range.into()) };
+        let mut part = Self { rules: Vec::new(), create_mode, facts };
         for _ in 0..rules {
             let OpenerOrder::Rule { path, rights, types, optional, except } = next()? else {
                 return Err(Malformed::Range.into());

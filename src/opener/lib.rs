@@ -5,10 +5,14 @@
 //! rules about the path that the kernel *resolved* and about the object's type,
 //! and only then opens that same object. Landlock asks once more.
 //!
+//! It also reads what the catalogue's facts of the guest are read from, and hands
+//! that on unparsed.
+//!
 //! Trust: orders come from the broker, the paths in them from the host. Not
 //! reachable from the worker.
 #![forbid(unsafe_code)]
 
+mod gather;
 mod open;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,6 +25,7 @@ use postern_core::messages::{OpenerOrder, OpenerReport, Text, WirePath};
 use postern_core::policy::parts::OpenerPart;
 use postern_core::sys::{descriptors, last_words, process};
 
+use gather::Told;
 use open::{Opened, Opener};
 
 type Broker = Pipe<OpenerReport, OpenerOrder>;
@@ -47,50 +52,73 @@ pub fn run() -> End {
     let mut broker = Broker::new(socket);
     let say = broker.last_words();
     last_words::to(move |text| say(&OpenerReport::Panicked { message: Text::cut(text.as_bytes()) }));
-    let part = match OpenerPart::from_orders(|| broker.receive().map(|received| received.message)) {
+    let mut memory = None;
+    let mut next = || loop {
+        let received = broker.receive()?;
+        match received.message {
+            OpenerOrder::Memory {} => memory = received.descriptor,
+            order => return Ok(order),
+        }
+    };
+    let part = match OpenerPart::from_orders(&mut next) {
         Ok(part) => part,
         Err(ReceiveError::Closed) => return End::BrokerGone,
         Err(_) => return End::BrokerBroken,
     };
-    let (proc_self_fd, confined) = match prepare(&part) {
+    let (proc_self_fd, memory, confined) = match prepare(&part, memory) {
         Ok(prepared) => prepared,
         Err(why) => {
             let _ = broker.send(&OpenerReport::Unconfined { why: Text::cut(why.to_string().as_bytes()) }, None);
             return End::Unconfined;
         }
     };
-    serve(&mut broker, &Opener::new(part, proc_self_fd), &confined)
+    serve(&mut broker, &Opener::new(part, proc_self_fd), memory.as_ref(), &confined)
 }
 
-fn prepare(part: &OpenerPart) -> Result<(OwnedFd, Confined), confine::ConfineError> {
+/// What an opener works with: `/proc/self/fd`, and where it gathers.
+type Prepared = (OwnedFd, Option<OwnedFd>, Confined);
+
+fn prepare(part: &OpenerPart, memory: Option<OwnedFd>) -> Result<Prepared, confine::ConfineError> {
+    let failed = |what| move |why| confine::ConfineError::Call { what, why };
+    // First, for it came under the number that is the other's.
+    let memory = memory
+        .map(|memory| descriptors::move_to(memory, filters::GATHERED))
+        .transpose()
+        .map_err(failed("moving a descriptor"))?;
     let proc_self_fd = nix::fcntl::open("/proc/self/fd", OFlag::O_PATH | OFlag::O_CLOEXEC, Permissions::empty())
         .map_err(std::io::Error::from)
         .and_then(|directory| descriptors::move_to(directory, filters::PROC_SELF_FD))
-        .map_err(|why| confine::ConfineError::Call { what: "opening /proc/self/fd", why })?;
+        .map_err(failed("opening /proc/self/fd"))?;
     // The policy says which mode a created file gets, whatever the umask.
     umask(Permissions::empty());
-    Ok((proc_self_fd, confine::opener(part)?))
+    Ok((proc_self_fd, memory, confine::opener(part)?))
 }
 
-fn serve(broker: &mut Broker, opener: &Opener, confined: &Confined) -> End {
+fn serve(broker: &mut Broker, opener: &Opener, memory: Option<&OwnedFd>, confined: &Confined) -> End {
     if broker.send(&OpenerReport::Ready { standing: confined.standing.clone() }, None).is_err() {
         return End::BrokerBroken;
     }
     loop {
-        let (id, path, mode) = match broker.receive().map(|received| received.message) {
-            Ok(OpenerOrder::Open { id, path, mode }) => (id, path, mode),
+        let sent = match broker.receive().map(|received| received.message) {
+            Ok(OpenerOrder::Open { id, path, mode }) => match opener.open(path.as_path(), mode) {
+                Ok(Opened { file, look, facts }) => {
+                    broker.send_two(&OpenerReport::Opened { id, facts }, file.as_fd(), look.as_fd())
+                }
+                Err(refusal) => {
+                    let resolved = refusal.resolved.as_deref().and_then(WirePath::from_path);
+                    let report = OpenerReport::NotOpened { id, errno: refusal.errno as i32, by: refusal.by, resolved };
+                    broker.send(&report, None)
+                }
+            },
+            Ok(OpenerOrder::Tell { id, fact }) => match gather::tell(fact, memory) {
+                Ok(Told::Kept(file)) => broker.send(&OpenerReport::Kept { id }, Some(file.as_fd())),
+                Ok(Told::Gathered { length, denied }) => {
+                    broker.send(&OpenerReport::Gathered { id, length, denied }, None)
+                }
+                Err(errno) => broker.send(&OpenerReport::NotTold { id, errno: errno as i32 }, None),
+            },
             Err(ReceiveError::Closed) => return End::BrokerGone,
             Ok(_) | Err(_) => return End::BrokerBroken,
-        };
-        let sent = match opener.open(path.as_path(), mode) {
-            Ok(Opened { file, look, facts }) => {
-                broker.send_two(&OpenerReport::Opened { id, facts }, file.as_fd(), look.as_fd())
-            }
-            Err(refusal) => {
-                let resolved = refusal.resolved.as_deref().and_then(WirePath::from_path);
-                let report = OpenerReport::NotOpened { id, errno: refusal.errno as i32, by: refusal.by, resolved };
-                broker.send(&report, None)
-            }
         };
         if sent.is_err() {
             return End::BrokerBroken;

@@ -9,6 +9,8 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use postern_core::catalogue::Command;
+use postern_core::catalogue::facts::Fact;
+use postern_core::confine::filters;
 use postern_core::ipc::{Bytes, List, MAX_FRAME, Pipe, ReceiveError, Received};
 use postern_core::messages::{
     Answer, Ask, ChannelKind, Count, Denial, FreezeState, MAX_MOUNTPOINTS, Standing, Text, Use, WirePath,
@@ -16,7 +18,7 @@ use postern_core::messages::{
 use postern_core::policy::ShutdownMode;
 use postern_core::policy::parts::WorkerPart;
 use postern_core::policy::rules::Mode;
-use postern_core::sys::last_words;
+use postern_core::sys::{descriptors, last_words};
 
 /// The broker is gone, or spoke nonsense; either way this worker ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,28 @@ pub(crate) struct Wanted {
     pub(crate) path: WirePath,
     /// What the kernel must have for its name, if that is not the path's.
     pub(crate) name: Option<Text>,
+}
+
+/// What a worker is told first.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    /// Its part of the policy.
+    pub(crate) part: WorkerPart,
+    /// Whether filesystems are frozen.
+    pub(crate) frozen: bool,
+    /// The port to open first, if it is sent for one.
+    pub(crate) port: Option<Wanted>,
+    /// Where gathered facts are read, if the policy has any gathered.
+    pub(crate) told: Option<OwnedFd>,
+}
+
+/// A fact, as it reached this process.
+#[derive(Debug)]
+pub(crate) enum Told {
+    /// A file to be kept and read again.
+    Kept(OwnedFd),
+    /// So many bytes, where gathered facts are read.
+    Gathered(u32),
 }
 
 /// What the broker tells unasked.
@@ -72,16 +96,20 @@ impl Broker {
         Self { pipe: Pipe::new(socket), notes: VecDeque::new() }
     }
 
-    /// The broker's first words: this worker's part of the policy, whether
-    /// filesystems are frozen, and the port to open first, if it is sent for
-    /// one.
-    pub(crate) fn setup(&mut self) -> Result<(WorkerPart, bool, Option<Wanted>), BrokerLost> {
-        let mut port = None;
+    /// The broker's first words: what this worker is and has.
+    pub(crate) fn setup(&mut self) -> Result<Setup, BrokerLost> {
+        let broken = BrokerLost { closed: false };
+        let (mut port, mut told) = (None, None);
         loop {
-            match self.receive()?.message {
+            let received = self.receive()?;
+            match received.message {
                 Answer::OpenPort { path, name } if port.is_none() => port = Some(Wanted { path, name }),
-                Answer::Setup { part, frozen } => return Ok((part, frozen, port)),
-                _ => return Err(BrokerLost { closed: false }),
+                Answer::Memory {} if told.is_none() => {
+                    let memory = received.descriptor.ok_or(broken)?;
+                    told = Some(descriptors::move_to(memory, filters::TOLD).map_err(|_| broken)?);
+                }
+                Answer::Setup { part, frozen } => return Ok(Setup { part, frozen, port, told }),
+                _ => return Err(broken),
             }
         }
     }
@@ -154,6 +182,17 @@ impl Broker {
         match self.ask(&Ask::Shutdown { mode })?.message {
             Answer::ShuttingDown {} => Ok(Ok(())),
             Answer::Refused { why } => Ok(Err(why.to_text())),
+            _ => Err(BrokerLost { closed: false }),
+        }
+    }
+
+    /// Has a fact told; an error number if it cannot be.
+    pub(crate) fn fact(&mut self, fact: Fact) -> Result<Result<Told, Errno>, BrokerLost> {
+        let answer = self.ask(&Ask::Fact { fact })?;
+        match (answer.message, answer.descriptor) {
+            (Answer::Kept {}, Some(file)) => Ok(Ok(Told::Kept(file))),
+            (Answer::Gathered { length }, None) => Ok(Ok(Told::Gathered(length))),
+            (Answer::NotTold { errno }, None) => Ok(Err(Errno::from_raw(errno))),
             _ => Err(BrokerLost { closed: false }),
         }
     }

@@ -10,9 +10,11 @@
 //!
 //! Trust: requests are in type, not in range; see [`super::qga`].
 
+mod tell;
 mod transfer;
 
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Instant;
 
@@ -24,6 +26,7 @@ use postern_core::rate::{Rates, too_many};
 
 use super::ask::{Broker, BrokerLost, NotOpened, Note};
 use super::channel::{Channel, HostGone};
+use super::facts::Facts;
 use super::files::Files;
 use super::qga::reply::{self, Empty, Info, Sought, Written};
 use super::qga::request::while_frozen;
@@ -70,6 +73,7 @@ pub(crate) struct Session {
     pub(crate) broker: Broker,
     part: WorkerPart,
     files: Files,
+    facts: Facts,
     frozen: bool,
     freeze: Option<Running>,
     thaw: Option<Running>,
@@ -85,11 +89,12 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(broker: Broker, part: WorkerPart, frozen: bool) -> Self {
+    pub(crate) fn new(broker: Broker, part: WorkerPart, frozen: bool, told: Option<OwnedFd>) -> Self {
         Self {
             broker,
             part,
             files: Files::default(),
+            facts: Facts::new(told),
             frozen,
             freeze: None,
             thaw: None,
@@ -281,6 +286,7 @@ impl Session {
     fn act(&mut self, request: Request<'_>, id: Id, channel: &Channel) -> Result<(), Stop> {
         match request {
             Request::Ping => self.succeed(channel, &Empty {}, &id),
+            Request::Tell(command) => self.tell(command, &id, channel),
             Request::Sync { id: echo } => {
                 self.forget()?;
                 self.succeed(channel, &echo, &id)

@@ -10,6 +10,7 @@
 mod ask;
 mod channel;
 mod dispatch;
+mod facts;
 mod files;
 pub mod qga;
 
@@ -19,7 +20,7 @@ use postern_core::confine::{self, ConfineError, Confined, filters};
 use postern_core::policy::parts::WorkerPart;
 use postern_core::sys::{descriptors, process};
 
-use ask::{Broker, BrokerLost, Note, Wanted};
+use ask::{Broker, BrokerLost, Note, Setup, Wanted};
 use channel::{Awake, Channel, Got, HostGone, Waiter};
 use dispatch::{Session, Stop};
 use qga::Decoder;
@@ -54,7 +55,7 @@ pub fn run() -> End {
 
 /// Serves until there is a reason to end, which is the error.
 fn serve(mut broker: Broker) -> Result<std::convert::Infallible, End> {
-    let (part, frozen, port) = broker.setup()?;
+    let Setup { part, frozen, port, told } = broker.setup()?;
     broker.report_last_words();
     if let Some(port) = port {
         bring(&broker, &port)?;
@@ -68,7 +69,7 @@ fn serve(mut broker: Broker) -> Result<std::convert::Infallible, End> {
     };
     broker.ready(confined.standing.clone())?;
     let decoder = Decoder::new(part.limits.clone());
-    let session = Session::new(broker, part, frozen);
+    let session = Session::new(broker, part, frozen, told);
     let mut worker = Worker { session, decoder, channel: None, waiter, retiring: false };
     worker.serve(&confined)
 }

@@ -6,6 +6,7 @@ use postern_core::audit::{
     ThawCause, Timestamp,
 };
 use postern_core::catalogue::Command;
+use postern_core::catalogue::facts::Fact;
 use postern_core::ipc::Bytes;
 use postern_core::messages::{Barrier, Denial, Facts, MAX_PATH, Use};
 use postern_core::policy::rules::Mode;
@@ -150,6 +151,8 @@ pub(crate) fn all(text: &[u8]) -> Vec<Record> {
             since: Timestamp::UNIX_EPOCH,
             until: Timestamp::MAX,
         },
+        Record::FactTold { child: 1, fact: Fact::Load, errno: None },
+        Record::FactTold { child: 1, fact: Fact::Load, errno: Some(Errno::ENOENT) },
         Record::Limited { child: 2, counts: vec![(Command::FileOpen, 17), (Command::FsfreezeFreezeList, 1)] },
         Record::FileClosed { child: 1, handle: 1002, why: Closing::Reloaded, path: own(), after: None, used: None },
         Record::PolicyReloaded(Box::new(reloaded())),

@@ -32,7 +32,7 @@ pub(crate) fn every_barrier_stands() {
     for (name, role, capabilities, bounded) in [
         ("worker", Role::worker(), 0, false),
         ("opener", Role::opener(), 0, false),
-        ("spawner", Role::Spawner, 0, true),
+        ("spawner", Role::spawner(), 0, true),
         ("broker that freezes and asks init", Role::broker(), FREEZES_AND_ASKS, true),
         ("broker without acts", Role::idle_broker(), 0, true),
     ] {

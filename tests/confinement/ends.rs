@@ -20,7 +20,7 @@ const STDERR: &str = "/tmp/stderr";
 
 /// Every process, with a policy that allows everything.
 fn four() -> [(&'static str, Role); 4] {
-    [("worker", Role::worker()), ("opener", Role::opener()), ("spawner", Role::Spawner), ("broker", Role::broker())]
+    [("worker", Role::worker()), ("opener", Role::opener()), ("spawner", Role::spawner()), ("broker", Role::broker())]
 }
 
 /// Ends in this way in a child of this role, which says its last words as the

@@ -107,7 +107,7 @@ fn a_larger_policy_takes_nothing_away() {
 #[test]
 fn what_a_child_may_its_parent_may_too() {
     // Filters stack: what the spawner's lacks, none of its children can have.
-    let spawner = Role::Spawner.filter();
+    let spawner = Role::spawner().filter();
     for (name, role) in Role::all().iter().filter(|(_, role)| matches!(role, Role::Worker(_) | Role::Opener(_))) {
         for rule in role.filter() {
             let covered = spawner.iter().any(|above| {

@@ -13,6 +13,7 @@ use std::sync::OnceLock;
 
 use nix::libc::{self, c_long};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use postern_core::catalogue::facts::FactSet;
 use postern_core::policy::rules::Rights;
 
 use super::ACCOUNT;
@@ -344,7 +345,7 @@ fn domains() -> Vec<Leaves> {
             GROUND,
             &["write_file", "read_file", "make_reg", "truncate"],
         ),
-        one("a spawner", Role::Spawner, GROUND, NOT_THE_SPAWNERS),
+        one("a spawner", Role::spawner(), GROUND, NOT_THE_SPAWNERS),
         one("a broker that freezes and asks init", Role::broker(), GROUND, &["read_dir", "signal"]),
         one("its log's directory", Role::broker(), LOG, &["write_file", "read_file", "read_dir", "make_reg", "signal"]),
         one(
@@ -442,7 +443,7 @@ pub(crate) fn what_landlock_does_not_control_the_filter_does() {
     let four = [
         ("worker", Role::worker()),
         ("opener", Role::opener()),
-        ("spawner", Role::Spawner),
+        ("spawner", Role::spawner()),
         ("broker", Role::broker()),
     ];
     let ready = || {
@@ -478,7 +479,11 @@ pub(crate) fn what_landlock_does_not_control_the_filter_does() {
     // Below ABI 3 no right is about truncating: the flags of an open are then
     // the filter's, which an opener has of its own rights alone.
     let truncating = |rights| {
-        let part = postern_core::policy::parts::OpenerPart { rules: vec![rule(GROUND, rights)], create_mode: 0o600 };
+        let part = postern_core::policy::parts::OpenerPart {
+            rules: vec![rule(GROUND, rights)],
+            create_mode: 0o600,
+            facts: FactSet::EMPTY,
+        };
         let table = postern_core::confine::filters::opener(&part);
         let truncates = |when: &postern_core::confine::seccomp::When| matches!(when, postern_core::confine::seccomp::When::Is(2, flags) if flags & libc::O_TRUNC.cast_unsigned() != 0);
         table.iter().filter(|rule| rule.number == libc::SYS_openat && rule.when.iter().any(truncates)).count()

@@ -3,6 +3,7 @@
 //! alone.
 
 use nix::libc;
+use postern_core::catalogue::facts::{Fact, FactSet};
 use postern_core::catalogue::{Command, CommandSet};
 use postern_core::confine::filters::{self, BrokerNeeds, Listens, LogNeeds, Reconnects};
 use postern_core::confine::seccomp::Rule;
@@ -18,7 +19,7 @@ pub(crate) enum Role {
     None,
     Worker(WorkerPart),
     Opener(OpenerPart),
-    Spawner,
+    Spawner(CommandSet),
     Broker(BrokerNeeds),
 }
 
@@ -39,7 +40,11 @@ pub(crate) fn rule(path: &str, rights: Rights) -> FileRule {
 }
 
 pub(crate) fn opener(rules: Vec<FileRule>) -> Role {
-    Role::Opener(OpenerPart { rules, create_mode: 0o600 })
+    telling_opener(rules, FactSet::EMPTY)
+}
+
+fn telling_opener(rules: Vec<FileRule>, facts: FactSet) -> Role {
+    Role::Opener(OpenerPart { rules, create_mode: 0o600, facts })
 }
 
 fn worker(commands: CommandSet) -> Role {
@@ -56,6 +61,12 @@ impl Role {
     #[allow(dead_code, reason = "each of the two targets uses its part")]
     pub(crate) fn opener() -> Self {
         opener(vec![rule("/bin", Rights::READ)])
+    }
+
+    /// A spawner whose children may serve everything.
+    #[allow(dead_code, reason = "each of the two targets uses its part")]
+    pub(crate) fn spawner() -> Self {
+        Self::Spawner(Command::all().collect())
     }
 
     /// A broker with every act that a policy can need beside one another.
@@ -95,7 +106,7 @@ impl Role {
             Self::None => Vec::new(),
             Self::Worker(part) => filters::worker(part),
             Self::Opener(part) => filters::opener(part),
-            Self::Spawner => filters::spawner(),
+            Self::Spawner(commands) => filters::spawner(*commands),
             Self::Broker(needs) => filters::broker(needs),
         }
     }
@@ -122,7 +133,9 @@ impl Role {
             ("opener, no file rule", opener(Vec::new())),
             ("opener, a rule to read", opener(vec![rule("/bin", Rights::READ)])),
             ("opener, every right", opener(vec![rule("/bin", every_right)])),
-            ("spawner", Self::Spawner),
+            ("opener, every fact", telling_opener(Vec::new(), Fact::all().collect())),
+            ("spawner", Self::Spawner(CommandSet::EMPTY)),
+            ("spawner, every command", Self::spawner()),
             ("broker, not even a log", Self::Broker(BrokerNeeds::default())),
             ("broker, a log alone", Self::idle_broker()),
             ("broker, freezes and asks init", Self::broker()),

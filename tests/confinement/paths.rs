@@ -222,20 +222,20 @@ pub(crate) fn a_spawner_executes_its_own_file_only() {
         attempt(|| role.prepare(), |()| call(libc::SYS_execveat, &[4, text("/bin/sh"), sleeping, nothing, empty]))
     };
     assert_eq!(shell(&Role::None), End::Became(42), "the control");
-    assert_eq!(shell(&Role::Spawner), EACCES);
+    assert_eq!(shell(&Role::spawner()), EACCES);
     for role in [Role::worker(), Role::opener(), Role::broker()] {
         assert_eq!(shell(&role), DEAD, "{role:?}");
     }
     // Through its own descriptor as a link, and through a new one.
     let path = |path: &'static str| {
         attempt(
-            || Role::Spawner.prepare(),
+            || Role::spawner().prepare(),
             move |()| call(libc::SYS_execveat, &[4, text(path), sleeping, nothing, empty]),
         )
     };
     assert_eq!(path("/proc/self/root/bin/sh"), EACCES);
     let moved = attempt(
-        || Role::Spawner.prepare(),
+        || Role::spawner().prepare(),
         |()| {
             let shell = call(libc::SYS_openat, &[CWD, text("/bin/sh"), bits(LOOK), 0]);
             call(libc::SYS_dup3, &[u64::try_from(shell).expect("a descriptor"), 4, 0]);
@@ -247,13 +247,13 @@ pub(crate) fn a_spawner_executes_its_own_file_only() {
     let copied = attempt(
         || {
             fs::copy("/bin/sh", "/tmp/shell").expect("a copy");
-            Role::Spawner.prepare();
+            Role::spawner().prepare();
         },
         |()| call(libc::SYS_execveat, &[4, text("/tmp/shell"), sleeping, nothing, empty]),
     );
     assert_eq!(copied, EACCES, "a copy");
     // Memory with a program in it has no file to forbid: there is none.
-    let memory = attempt(|| Role::Spawner.prepare(), |()| call(libc::SYS_memfd_create, &[text("x"), 0]));
+    let memory = attempt(|| Role::spawner().prepare(), |()| call(libc::SYS_memfd_create, &[text("x"), 0]));
     assert_eq!(memory, DEAD);
     if filters::LOADER.is_some() {
         println!("    not denied in a build that is not static: executing the dynamic loader itself");

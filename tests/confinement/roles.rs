@@ -63,10 +63,10 @@ impl Role {
                 nix::sys::stat::umask(Permission::empty());
                 confine::opener(part).expect("an opener's confinement");
             }
-            Self::Spawner => {
+            Self::Spawner(commands) => {
                 let executable = look("/proc/self/exe");
                 place(executable.try_clone().expect("a duplicate"));
-                confine::spawner(Some(&account), executable).expect("a spawner's confinement");
+                confine::spawner(Some(&account), *commands, executable).expect("a spawner's confinement");
             }
             Self::Broker(needs) => {
                 for (path, number) in [(LOG, held::LOG), (STATE, held::STATE)] {

@@ -41,8 +41,11 @@ fn needs(entry: &Entry) -> String {
         Call::Read => "`read`",
         Call::Write => "`write`",
         Call::Seek => "`lseek`",
+        Call::Uname => "`uname`",
     });
-    let all: Vec<&str> = acts.chain(calls).collect();
+    let facts = entry.needs.facts.iter().map(|fact| fact.row().name);
+    let facts: Vec<String> = facts.map(|name| format!("fact {name}")).collect();
+    let all: Vec<&str> = acts.chain(calls).chain(facts.iter().map(String::as_str)).collect();
     if all.is_empty() { "nothing".to_owned() } else { all.join(", ") }
 }
 

@@ -13,7 +13,8 @@ use nix::sys::stat::Mode as Permission;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use postern_broker::spawner;
-use postern_core::catalogue::Command as Qga;
+use postern_core::catalogue::facts::FactSet;
+use postern_core::catalogue::{Command as Qga, CommandSet};
 use postern_core::confine::identity;
 use postern_core::ipc::{Frame, List, Pipe, Received, Wire};
 use postern_core::messages::{
@@ -185,7 +186,7 @@ fn told() -> Opener {
         optional: false,
         types: Types::REGULAR,
     };
-    let part = OpenerPart { rules: vec![rule], create_mode: 0o600 };
+    let part = OpenerPart { rules: vec![rule], create_mode: 0o600, facts: FactSet::EMPTY };
     let mut opener = Opener::born(spawner::name(Role::Opener));
     for order in part.orders().expect("orders") {
         opener.say(&order);
@@ -221,11 +222,11 @@ fn opener() {
     early.say(&open(1, "/tmp/impostor/inside", Mode::Read));
     assert_eq!(early.ended(), BROKEN, "an open before its rules");
     let twice = told();
-    twice.say(&OpenerOrder::Setup { rules: 1, create_mode: 0o777 });
+    twice.say(&OpenerOrder::Setup { rules: 1, create_mode: 0o777, facts: FactSet::EMPTY });
     assert_eq!(twice.ended(), BROKEN, "other rules, later");
     let short = Opener::born(spawner::name(Role::Opener));
-    short.say(&OpenerOrder::Setup { rules: 2, create_mode: 0 });
-    short.say(&OpenerOrder::Setup { rules: 2, create_mode: 0 });
+    short.say(&OpenerOrder::Setup { rules: 2, create_mode: 0, facts: FactSet::EMPTY });
+    short.say(&OpenerOrder::Setup { rules: 2, create_mode: 0, facts: FactSet::EMPTY });
     assert_eq!(short.ended(), BROKEN, "no rule where one is due");
     assert_eq!(Opener::born(spawner::name(Role::Opener)).left(), ORDINARY, "a broker that leaves at once");
 }
@@ -270,7 +271,7 @@ type Spawner = Child<SpawnerOrder, SpawnerReport>;
 fn spawner_hears() {
     let ready = || {
         let mut spawner = Spawner::born(spawner::NAME);
-        spawner.say(&SpawnerOrder::Setup { identity: None });
+        spawner.say(&SpawnerOrder::Setup { identity: None, commands: CommandSet::EMPTY });
         assert!(matches!(spawner.hear().message, SpawnerReport::Ready { .. }));
         spawner
     };
@@ -291,7 +292,7 @@ fn spawner_hears() {
         assert_eq!(spawner.ended(), BROKEN, "{what}");
     }
     let twice = ready();
-    twice.say(&SpawnerOrder::Setup { identity: None });
+    twice.say(&SpawnerOrder::Setup { identity: None, commands: CommandSet::EMPTY });
     assert_eq!(twice.ended(), BROKEN, "another account, later");
     let bare = ready();
     bare.say_raw(&bytes_of(&order(1)), 0);

@@ -1,5 +1,6 @@
 //! Any message that postern's processes can send each other.
 
+use postern_core::catalogue::facts::Fact;
 use postern_core::catalogue::{Command, CommandSet};
 use postern_core::ipc::{Bytes, List, Wire};
 use postern_core::messages::{
@@ -101,15 +102,23 @@ pub(crate) fn ask() -> impl Strategy<Value = Ask> {
         Just(Ask::Port {}),
         any::<i32>().prop_map(|errno| Ask::NoPort { errno }),
         Just(Ask::Alive {}),
+        fact().prop_map(|fact| Ask::Fact { fact }),
     ]
+}
+
+fn commands() -> impl Strategy<Value = CommandSet> {
+    vec(command(), 0..15).prop_map(|commands| commands.into_iter().collect())
+}
+
+fn fact() -> impl Strategy<Value = Fact> {
+    select(Fact::all().collect::<Vec<_>>())
 }
 
 fn worker_part() -> impl Strategy<Value = WorkerPart> {
     let limits = any::<[u32; 8]>().prop_map(|[message, nesting, string, read, handles, requests, opens, acts]| {
         Limits { message, nesting, string, read, handles, requests, opens, acts }
     });
-    let commands = vec(command(), 0..15).prop_map(|commands| commands.into_iter().collect::<CommandSet>());
-    (commands, limits).prop_map(|(commands, limits)| WorkerPart { commands, limits })
+    (commands(), limits).prop_map(|(commands, limits)| WorkerPart { commands, limits })
 }
 
 pub(crate) fn answer() -> impl Strategy<Value = Answer> {
@@ -130,6 +139,10 @@ pub(crate) fn answer() -> impl Strategy<Value = Answer> {
         Just(Answer::End {}),
         Just(Answer::Alive {}),
         Just(Answer::Retire {}),
+        Just(Answer::Memory {}),
+        any::<u32>().prop_map(|length| Answer::Gathered { length }),
+        Just(Answer::Kept {}),
+        any::<i32>().prop_map(|errno| Answer::NotTold { errno }),
         (path(), option::of(text())).prop_map(|(path, name)| Answer::OpenPort { path, name }),
     ]
 }
@@ -138,7 +151,11 @@ pub(crate) fn opener_order() -> impl Strategy<Value = OpenerOrder> {
     let rights = (0_u8..16).prop_map(|bits| Rights::from_bits(bits).expect("rights"));
     let types = (1_u8..16).prop_map(|bits| Types::from_bits(bits).expect("types"));
     prop_oneof![
-        (any::<u16>(), any::<u32>()).prop_map(|(rules, create_mode)| OpenerOrder::Setup { rules, create_mode }),
+        (any::<u16>(), any::<u32>(), vec(fact(), 0..4)).prop_map(|(rules, create_mode, facts)| {
+            OpenerOrder::Setup { rules, create_mode, facts: facts.into_iter().collect() }
+        }),
+        Just(OpenerOrder::Memory {}),
+        (any::<u64>(), fact()).prop_map(|(id, fact)| OpenerOrder::Tell { id, fact }),
         (path(), rights, types, any::<bool>(), any::<u16>()).prop_map(|(path, rights, types, optional, except)| {
             OpenerOrder::Rule { path, rights, types, optional, except }
         }),
@@ -155,6 +172,13 @@ pub(crate) fn opener_report() -> impl Strategy<Value = OpenerReport> {
         (any::<u64>(), any::<i32>(), select(Barrier::ALL), option::of(path()))
             .prop_map(|(id, errno, by, resolved)| OpenerReport::NotOpened { id, errno, by, resolved }),
         text().prop_map(|message| OpenerReport::Panicked { message }),
+        (any::<u64>(), any::<u32>(), any::<bool>()).prop_map(|(id, length, denied)| OpenerReport::Gathered {
+            id,
+            length,
+            denied
+        }),
+        any::<u64>().prop_map(|id| OpenerReport::Kept { id }),
+        (any::<u64>(), any::<i32>()).prop_map(|(id, errno)| OpenerReport::NotTold { id, errno }),
     ]
 }
 
@@ -162,7 +186,7 @@ pub(crate) fn spawner_order() -> impl Strategy<Value = SpawnerOrder> {
     let identity =
         (any::<u32>(), any::<u32>(), list(any::<u32>())).prop_map(|(uid, gid, groups)| Identity { uid, gid, groups });
     prop_oneof![
-        option::of(identity).prop_map(|identity| SpawnerOrder::Setup { identity }),
+        (option::of(identity), commands()).prop_map(|(identity, commands)| SpawnerOrder::Setup { identity, commands }),
         (select(Role::ALL), any::<u32>()).prop_map(|(role, id)| SpawnerOrder::Spawn { role, id }),
         any::<u32>().prop_map(|id| SpawnerOrder::Kill { id }),
     ]

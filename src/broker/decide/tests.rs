@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use postern_core::catalogue::CommandSet;
+use postern_core::catalogue::facts::Fact;
 use postern_core::ipc::{Bytes, List};
 use postern_core::messages::{Count, Denial, Standing, Text, Use, WirePath};
 use postern_core::policy::rules::{FileRule, Rights, Types};
@@ -112,6 +113,7 @@ fn asks() -> Vec<Ask> {
         Ask::Freeze { only: Some(list(&["/mnt"])) },
         Ask::Thaw {},
         Ask::Status {},
+        Ask::Fact { fact: Fact::Load },
     ];
     asks.extend(ShutdownMode::ALL.map(|mode| Ask::Shutdown { mode }));
     for path in [
@@ -193,7 +195,7 @@ fn reports_are_noted() {
 
 #[test]
 fn an_effect_takes_policy_and_state() {
-    let mut effects = [0; 5];
+    let mut effects = [0; 6];
     each_case(|state, ask, policy, decision| {
         let says = |command| policy.commands.contains(command);
         let (number, allowed) = match &decision {
@@ -211,7 +213,12 @@ fn an_effect_takes_policy_and_state() {
                 (3, may && state.privileged && state.freeze == Status::Thawed)
             }
             Decision::Status => (4, says(Command::FsfreezeStatus)),
-            Decision::RefuseOpen(_) | Decision::Refuse(_) | Decision::Note | Decision::Hostile(_) => return,
+            Decision::Fact(fact) => (5, policy.facts().contains(*fact) && state.freeze == Status::Thawed),
+            Decision::RefuseOpen(_)
+            | Decision::RefuseFact(_)
+            | Decision::Refuse(_)
+            | Decision::Note
+            | Decision::Hostile(_) => return,
         };
         effects[number] += 1;
         assert!(allowed && state.ready && !state.opening, "{state:?} {ask:?}: {decision:?}");
@@ -231,6 +238,7 @@ fn what_the_policy_withholds_is_hostile() {
             Ask::Freeze { only: None } => says(Command::FsfreezeFreeze) || says(Command::FsfreezeFreezeList),
             Ask::Thaw {} => says(Command::FsfreezeThaw),
             Ask::Status {} => says(Command::FsfreezeStatus),
+            Ask::Fact { fact } => policy.facts().contains(*fact),
             Ask::Shutdown { .. } => says(Command::Shutdown),
             _ => return,
         };
@@ -246,8 +254,15 @@ fn what_the_policy_withholds_is_hostile() {
 #[test]
 fn a_second_ask_before_the_answer_is_hostile() {
     each_case(|state, ask, _, decision| {
-        let asks =
-            matches!(ask, Ask::Open { .. } | Ask::Freeze { .. } | Ask::Thaw {} | Ask::Status {} | Ask::Shutdown { .. });
+        let asks = matches!(
+            ask,
+            Ask::Open { .. }
+                | Ask::Freeze { .. }
+                | Ask::Thaw {}
+                | Ask::Status {}
+                | Ask::Shutdown { .. }
+                | Ask::Fact { .. }
+        );
         if asks && state.opening {
             assert!(matches!(decision, Decision::Hostile(_)), "{state:?} {ask:?}: {decision:?}");
         }
@@ -278,6 +293,7 @@ fn each_ask_gets_its_due() {
             Ask::Freeze { only: Some(_) } => due(ask) == Freeze(Command::FsfreezeFreezeList),
             Ask::Thaw {} => due(ask) == Thaw,
             Ask::Status {} => due(ask) == Decision::Status,
+            Ask::Fact { fact } => due(ask) == Decision::Fact(*fact),
             Ask::Shutdown { mode } => due(ask) == Decision::Shutdown(*mode),
             Ask::Open { .. } => matches!(due(ask), Decision::Open { .. } | Decision::RefuseOpen(_)),
         };

@@ -29,7 +29,7 @@ pub const BYTES_PER_SECOND: u64 = 1 << 10;
 /// in eight seconds.
 pub const OWN_PART: u64 = 16;
 /// How many kinds there are. All that a host can have written is the two numbers
-/// above, and [`OWN_PART`] of them for each kind: 384 KiB, then 1.5 KiB a second;
+/// above, and [`OWN_PART`] of them for each kind: 400 KiB, then 1.6 KiB a second;
 /// and the two numbers once more for each of [`Fruitless`].
 pub const KINDS: u64 = Kind::Repeated as u64 + 1;
 
@@ -55,6 +55,8 @@ pub(super) enum Kind {
     Limited,
     /// Hosts that come and go.
     Host,
+    /// Facts that were gathered, or could not be told.
+    Fact,
     /// What tells of the rest. The last one: see [`KINDS`].
     Repeated,
 }
@@ -141,6 +143,7 @@ pub(super) fn repeatable(record: &Record) -> Option<Kind> {
         Record::ShutdownRefused { .. } => Kind::Shutdown,
         Record::Counted { .. } => Kind::Counted,
         Record::Limited { .. } => Kind::Limited,
+        Record::FactTold { fact, errno, .. } if fact.is_gathered() || errno.is_some() => Kind::Fact,
         Record::HostConnected { .. } | Record::HostDisconnected { .. } | Record::HostRefused { .. } => Kind::Host,
         // Asked to thaw where nothing was frozen.
         Record::Thawed { cause: ThawCause::Host, count: 0, failed, .. }

@@ -53,7 +53,7 @@ impl Broker {
             freeze: self.status(),
             thawing: self.owes_thaw,
             files: self.files.len(),
-            opening: self.opening.is_some(),
+            opening: self.opening.is_some() || self.telling.is_some(),
             privileged: self.parts.privileged,
             stopping: self.stopping.is_some(),
         };
@@ -134,6 +134,7 @@ impl Broker {
             | Ask::Freeze { .. }
             | Ask::Thaw {}
             | Ask::Status {}
+            | Ask::Fact { .. }
             | Ask::Shutdown { .. } => {}
         }
         Ok(())
@@ -163,6 +164,8 @@ impl Broker {
                 };
                 self.answer(&Answer::Status { state }, None);
             }
+            (Decision::Fact(fact), _) => self.act_fact(fact),
+            (Decision::RefuseFact(errno), _) => self.answer(&Answer::NotTold { errno: errno as i32 }, None),
             (Decision::Shutdown(mode), _) => self.act_shutdown(mode),
             (Decision::Refuse(why), ask) => {
                 if let Ask::Shutdown { mode } = ask {

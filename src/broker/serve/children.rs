@@ -67,6 +67,7 @@ impl Broker {
             match self.parts.family.start(Role::Worker) {
                 Ok(worker) => {
                     self.fetching = is_sent;
+                    self.equip(&worker, &self.parts.policy);
                     let setup = Answer::Setup { part: self.parts.policy.worker_part(), frozen: self.is_frozen() };
                     self.worker = Some(told(worker, fetch.into_iter().chain([setup])));
                 }
@@ -83,7 +84,7 @@ impl Broker {
 
     /// When the next opener is to be born, if one is missing.
     pub(super) fn opener_due(&self) -> Option<Instant> {
-        let missing = self.opener.is_none() && !self.parts.policy.files.is_empty() && self.stopping.is_none();
+        let missing = self.opener.is_none() && self.parts.policy.has_opener() && self.stopping.is_none();
         (missing && !self.too_many_hang()).then(|| self.parts.family.next_birth(Role::Opener).1)
     }
 
@@ -109,6 +110,7 @@ impl Broker {
             rule.optional |= self.paths_stood;
         }
         let long = |path: PathBuf| Fatal::Unconfined { who: "opener", why: format!("{} is too long", path.display()) };
+        self.equip_opener(&opener, &self.parts.policy);
         self.opener = Some(told(opener, part.orders().map_err(long)?));
         Ok(())
     }
@@ -254,6 +256,7 @@ impl Broker {
             port.look_again();
         }
         self.owes_thaw = false;
+        self.telling = None;
         if let Some(opening) = self.opening.take() {
             self.leave_unanswered(worker.id, opening);
         }
@@ -273,6 +276,7 @@ impl Broker {
             self.let_go(Role::Opener, &opener, parting);
         }
         self.forget_unanswered();
+        self.give_up_telling();
         if let Some(opening) = self.opening.take() {
             let rule = Some(opening.rule);
             let why = "the opener ended";

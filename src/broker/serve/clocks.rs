@@ -119,10 +119,11 @@ impl Broker {
         births.into_iter().chain(times).flatten().min()
     }
 
-    /// When the open under way has taken too long.
+    /// When the open or fact under way has taken too long.
     fn open_given_up_at(&self) -> Option<Instant> {
         let limit = |opening: &Opening| if opening.sent { self.parts.policy.hang } else { OPENER_LIMIT };
-        self.opening.as_ref().map(|opening| opening.since + limit(opening))
+        let telling = self.telling.as_ref().map(|telling| telling.since + OPENER_LIMIT);
+        self.opening.as_ref().map(|opening| opening.since + limit(opening)).or(telling)
     }
 
     /// When to thaw by ourselves what is frozen too long; `now` if it is time.

@@ -76,7 +76,7 @@ impl Broker {
     /// The first worker is confined and so is the first opener, if there is to
     /// be one, and a host can reach us; or, to thaw, without a port.
     fn is_up(&self) -> bool {
-        let stands = self.worker_stood && (self.paths_stood || self.parts.policy.files.is_empty());
+        let stands = self.worker_stood && (self.paths_stood || !self.parts.policy.has_opener());
         self.parts.host.is_gone() || (stands && self.has_channel())
     }
 

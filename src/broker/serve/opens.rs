@@ -130,6 +130,9 @@ impl Broker {
                 self.last_words = Some(text(message.as_slice()));
                 self.lose_opener();
             }
+            OpenerReport::Kept { id } => self.kept(id, received.descriptor.as_ref()),
+            OpenerReport::Gathered { id, length, denied } => self.gathered(id, length, denied),
+            OpenerReport::NotTold { id, errno } => self.not_told(id, Errno::from_raw(errno)),
             OpenerReport::Opened { id, facts } => {
                 if let (Some(file), Some(look)) = (received.descriptor, received.second) {
                     self.opened(id, &facts, &file, look);
@@ -189,12 +192,20 @@ impl Broker {
         self.opening = Some(Opening { sent: false, again: true, ..opening });
     }
 
-    /// Sends the open under way, if the opener can take it.
-    fn tell_opener(&mut self) {
+    /// Sends the open or the fact under way, if the opener can take it.
+    pub(super) fn tell_opener(&mut self) {
         let Some(opener) = self.opener.as_ref().filter(|opener| opener.ready) else { return };
-        let Some(opening) = self.opening.as_mut().filter(|opening| !opening.sent) else { return };
-        (opening.sent, opening.since) = (true, Instant::now());
-        let order = OpenerOrder::Open { id: opening.id, path: opening.path.clone(), mode: opening.mode };
+        let order = match (&mut self.opening, &mut self.telling) {
+            (Some(opening), _) if !opening.sent => {
+                (opening.sent, opening.since) = (true, Instant::now());
+                OpenerOrder::Open { id: opening.id, path: opening.path.clone(), mode: opening.mode }
+            }
+            (None, Some(telling)) if !telling.sent => {
+                (telling.sent, telling.since) = (true, Instant::now());
+                OpenerOrder::Tell { id: telling.id, fact: telling.fact }
+            }
+            _ => return,
+        };
         if opener.pipe.send(&order, None).is_err() {
             self.lose_opener();
         }

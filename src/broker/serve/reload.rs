@@ -146,7 +146,7 @@ impl Broker {
     fn births(&mut self, policy: &Policy) -> Result<(Option<Opener>, Option<Worker>), String> {
         let failed = |errno: Errno| format!("no process could be started: {errno}");
         let mut opener = None;
-        if !policy.files.is_empty() {
+        if policy.has_opener() {
             let mut part = policy.opener_part();
             // As at a replacement, what is not there any more ends nothing. What
             // is new must be there.
@@ -155,6 +155,7 @@ impl Broker {
             }
             let orders = part.orders().map_err(|path| format!("{} is too long", path.display()))?;
             let child: Opener = self.parts.family.start_apart(Role::Opener).map_err(failed)?;
+            self.equip_opener(&child, policy);
             opener.insert(child).tell(orders).map_err(failed)?;
         }
         // Without a port there is none, and the next one is of the new policy. Where
@@ -163,6 +164,7 @@ impl Broker {
         if !self.parts.host.is_gone() {
             let child: Worker = self.parts.family.start_apart(Role::Worker).map_err(failed)?;
             let setup = Answer::Setup { part: policy.worker_part(), frozen: self.is_frozen() };
+            self.equip(&child, policy);
             worker.insert(child).tell([setup]).map_err(failed)?;
         }
         Ok((opener, worker))

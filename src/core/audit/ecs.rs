@@ -136,6 +136,8 @@ fn head(record: &Record) -> Head {
         Record::PolicyReloaded(_) =>
             row("policy-reloaded", &["configuration"], &["change"], "success", None),
         Record::PolicyKept { .. } => row("policy-kept", &["configuration"], &["info"], "failure", Some("refused")),
+        Record::FactTold { errno: None, .. } => row("fact-told", &["host"], &["info"], "success", Some("granted")),
+        Record::FactTold { .. } => row("fact-told", &["host"], &["info"], "failure", Some("failed")),
         Record::Counted { .. } => row("counted", &["api"], &["info"], "success", None),
         Record::Limited { .. } => row("limited", &["api"], &["denied"], "failure", Some("refused")),
         Record::Repeated { .. } => row("repeated", &["api"], &["denied", "info"], "failure", None),
@@ -298,6 +300,11 @@ fn details(record: &Record, out: &mut Fields) {
         Record::PolicyKept { reason, refused, restart } => {
             text(out, "event.reason", "postern.reason_bytes", reason);
             put_refused_policy(out, refused.as_ref(), restart);
+        }
+        Record::FactTold { child, fact, errno } => {
+            put_child(out, *child);
+            out.push(("postern.fact", Value::Str(fact.row().name.into())));
+            put_errno(out, *errno);
         }
         Record::Counted { child, counts } => {
             put_child(out, *child);

@@ -13,6 +13,7 @@ use super::mounts::Mounts;
 use super::run::{Opening, Reloaded, Run};
 use super::text::Text;
 use crate::catalogue::Command;
+use crate::catalogue::facts::Fact;
 use crate::messages::{self, Barrier, Denial, Facts, Use};
 use crate::policy::rules::Mode;
 use crate::policy::{ShutdownMethod, ShutdownMode};
@@ -375,6 +376,16 @@ pub enum Record {
         refused: Option<[u8; 32]>,
         /// Keys that a new start is needed for.
         restart: Vec<&'static str>,
+    },
+    /// What a fact of the guest is read from was read for a worker, or is about to be
+    /// handed to it.
+    FactTold {
+        /// The broker's number of the worker that asked.
+        child: u32,
+        /// Which.
+        fact: Fact,
+        /// Why it could not be.
+        errno: Option<Errno>,
     },
     /// How often the commands that are counted, not listed, were answered
     /// since the last such record. The worker's own word.

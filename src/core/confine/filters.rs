@@ -6,8 +6,8 @@
 //! | process | 0, 1, 2 | 3 | 4 | others |
 //! |---|---|---|---|---|
 //! | spawner | `/dev/null` | broker | its own file | `SIGCHLD` on 5; a child's socket, in passing |
-//! | opener | `/dev/null` | broker | `/proc/self/fd` | the object being opened |
-//! | worker | `/dev/null` | broker | epoll | the channel, the host's files |
+//! | opener | `/dev/null` | broker | `/proc/self/fd` | memory for what it gathers on 5; the object being opened |
+//! | worker | `/dev/null` | broker | epoll | that memory, to read, on 6; the channel, the host's files |
 //!
 //! The broker was started by a person or an init and keeps their 0, 1, 2. It
 //! has its signals, mountinfo, the directories of log and state, the log, the
@@ -22,6 +22,7 @@ use std::os::fd::RawFd;
 use nix::fcntl::OFlag;
 
 use super::seccomp::{Rule, When, permit};
+use crate::catalogue::facts::FactSet;
 use crate::catalogue::{Call, Command, CommandSet};
 use crate::policy::Limits;
 use crate::policy::parts::{OpenerPart, WorkerPart};
@@ -37,6 +38,11 @@ pub const EXECUTABLE: RawFd = 4;
 pub const PROC_SELF_FD: RawFd = 4;
 /// The worker's epoll instance.
 pub const EPOLL: RawFd = 4;
+
+/// Where the opener puts what it gathers of the guest, if the policy has it gather.
+pub const GATHERED: RawFd = 5;
+/// Where the worker reads that.
+pub const TOLD: RawFd = 6;
 
 /// The dynamic loader, which the kernel executes beside a binary that is not
 /// static. From the ABI documents of each architecture.
@@ -70,6 +76,9 @@ pub const fn reopen_flags(mode: Mode) -> OFlag {
 pub const fn create_flags(mode: Mode) -> OFlag {
     reopen_flags(mode).difference(OFlag::O_TRUNC).union(OFlag::O_CREAT).union(OFlag::O_EXCL).union(OFlag::O_NOFOLLOW)
 }
+
+/// How the opener opens a file or directory of the guest's, to tell of it.
+pub const OPEN_FACT: OFlag = OFlag::O_RDONLY.union(OFlag::O_CLOEXEC).union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY);
 
 /// How the broker opens directories: mountpoints, log and state directory.
 pub const OPEN_DIRECTORY: OFlag =
@@ -154,6 +163,12 @@ pub fn worker(part: &WorkerPart) -> Vec<Rule> {
     if part.commands.needs_call(Call::Seek) || part.commands.contains(Command::FileOpen) {
         rules.push(permit!(lseek, "seeking in a file; the place of a file opened to append"));
     }
+    if !part.facts().is_empty() {
+        rules.push(permit!(pread64, "reading again what tells of the guest"));
+    }
+    if part.commands.needs_call(Call::Uname) {
+        rules.push(permit!(uname, "the host's name, the kernel's release"));
+    }
     rules
 }
 
@@ -203,27 +218,54 @@ pub fn opener(part: &OpenerPart) -> Vec<Rule> {
             ));
         }
     }
+    rules.extend(telling(part.facts));
+    rules
+}
+
+/// What an opener may call to tell of the guest.
+fn telling(facts: FactSet) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    if !facts.is_empty() {
+        rules.push(permit!(
+            openat,
+            [When::Is(0, int(libc::AT_FDCWD)), When::Is(2, flags(OPEN_FACT))],
+            "opening what tells of the guest, as a fact's row has it"
+        ));
+    }
+    if facts.gathers() {
+        rules.extend([
+            permit!(read, "gathering what stands in such files"),
+            permit!(getdents64, "gathering the names in such directories"),
+            permit!(readlinkat, [When::Is(0, int(libc::AT_FDCWD))], "gathering where such links lead"),
+            permit!(pwrite64, [When::Is(0, int(GATHERED))], "putting it where the worker reads it"),
+            permit!(ftruncate, [When::Is(0, int(GATHERED))], "forgetting what was gathered before"),
+        ]);
+    }
     rules
 }
 
 /// The spawner's filter. Filters stack and children inherit this one, so it
 /// holds what it does itself, what a child does from birth to its own filter,
-/// and whatever any child's own filter may hold.
+/// and whatever any child's own filter may hold: for the commands that take
+/// nothing of their own, so that a policy may be reloaded, and for `commands`.
 #[must_use]
-pub fn spawner() -> Vec<Rule> {
-    let everything: CommandSet = Command::all().collect();
-    let any_worker = WorkerPart { commands: everything, limits: Limits::default() };
+pub fn spawner(commands: CommandSet) -> Vec<Rule> {
+    let commands: CommandSet =
+        Command::all().filter(|&command| command.is_plain() || commands.contains(command)).collect();
+    let any_worker = WorkerPart { commands, limits: Limits::default() };
     let rights = Rights::NAMED.iter().fold(Rights::NONE, |all, (right, _)| all.with(*right));
     let any_rule = FileRule { path: "/".into(), rights, except: Vec::new(), optional: false, types: Types::REGULAR };
-    let any_opener = OpenerPart { rules: vec![any_rule], create_mode: 0 };
-    let mut rules: Vec<Rule> = worker(&any_worker).into_iter().chain(opener(&any_opener)).collect();
-    for rule in &mut rules {
+    let any_opener = OpenerPart { rules: vec![any_rule], create_mode: 0, facts: commands.facts() };
+    let mut served: Vec<Rule> = worker(&any_worker).into_iter().chain(opener(&any_opener)).collect();
+    for rule in &mut served {
         // Process ids, descriptors and file modes are the child's to restrict;
         // what holds for memory holds for all.
         if !matches!(rule.name, "mmap") {
             *rule = rule.clone().unconditional();
         }
     }
+    let mut rules = birth();
+    rules.extend(served);
     rules.extend([
         permit!(clone, [When::Is(0, int(libc::SIGCHLD))], "a child: fork, no thread, no namespace"),
         permit!(
@@ -239,7 +281,6 @@ pub fn spawner() -> Vec<Rule> {
     ]);
     #[cfg(target_arch = "x86_64")]
     rules.push(permit!(dup2, "a child's descriptors"));
-    rules.extend(birth());
     once(rules)
 }
 

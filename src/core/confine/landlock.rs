@@ -16,6 +16,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
 use super::{ConfineError, call};
+use crate::catalogue::facts::Allows;
 use crate::policy::rules::Rights;
 use crate::sys::{descriptors, process};
 
@@ -50,6 +51,15 @@ impl Grant {
         use std::os::fd::AsFd;
         let stat = descriptors::stat(object.as_fd()).map_err(call("fstat"))?;
         Ok(Self { object, access: access_of(rights, stat.mode & libc::S_IFMT == libc::S_IFDIR) })
+    }
+}
+
+/// The Landlock right that a fact's grant stands for.
+#[must_use]
+pub fn access_for(allows: Allows) -> BitFlags<AccessFs> {
+    match allows {
+        Allows::Read => AccessFs::ReadFile.into(),
+        Allows::List => AccessFs::ReadDir.into(),
     }
 }
 

@@ -22,6 +22,8 @@ use std::path::PathBuf;
 use ::landlock::AccessFs;
 use nix::errno::Errno;
 
+use crate::catalogue::CommandSet;
+use crate::catalogue::facts::Fact;
 use crate::ipc::List;
 use crate::messages::{Identity, Standing};
 use crate::policy::parts::{OpenerPart, WorkerPart};
@@ -150,6 +152,12 @@ pub fn opener(part: &OpenerPart) -> Result<Confined, ConfineError> {
             }
         }
     }
+    // What a guest does not have, it does not tell of.
+    for (path, allows) in part.facts.iter().flat_map(Fact::grants) {
+        if let Ok(object) = landlock::open(path.as_ref()) {
+            grants.push(Grant { object, access: landlock::access_for(allows) });
+        }
+    }
     let abi = landlock::restrict(Domain::Everything, &grants)?;
     drop(grants);
     let filter = filters::opener(part);
@@ -158,11 +166,15 @@ pub fn opener(part: &OpenerPart) -> Result<Confined, ConfineError> {
 }
 
 /// Confines the spawner: another account, no capability, and nothing to execute
-/// but its own file.
+/// but its own file. Its children may serve what is plain, and `commands`.
 ///
 /// # Errors
 /// See [`ConfineError`].
-pub fn spawner(identity: Option<&Identity>, executable: OwnedFd) -> Result<Confined, ConfineError> {
+pub fn spawner(
+    identity: Option<&Identity>,
+    commands: CommandSet,
+    executable: OwnedFd,
+) -> Result<Confined, ConfineError> {
     if let Some(identity) = identity {
         caps::drop_bounding(&[])?;
         identity::become_account(identity)?;
@@ -174,7 +186,7 @@ pub fn spawner(identity: Option<&Identity>, executable: OwnedFd) -> Result<Confi
         grants.push(Grant { object: landlock::open(loader.as_ref()).map_err(why)?, access: AccessFs::Execute.into() });
     }
     let abi = landlock::restrict(Domain::ExecuteOnly, &grants)?;
-    let filter = filters::spawner();
+    let filter = filters::spawner(commands);
     seccomp::install(&filter, false)?;
     Ok(Confined::new(abi, &filter, List::default()))
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::rules::{FileRule, Mode, Rights, Types, Verdict, decide};
 use super::{Fsync, Policy};
-use crate::catalogue::{Act, Command};
+use crate::catalogue::{Act, Command, CommandSet};
 
 /// What a change does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,6 +30,9 @@ pub enum Change {
 pub struct Held {
     /// It is not root's, so it never acts, whatever the policy says.
     pub unprivileged: bool,
+    /// Commands that it was started for. Those of them that are not plain it has
+    /// children for.
+    pub commands: CommandSet,
     /// It opens files, and so remembers which handles it gave.
     pub opens: bool,
     /// It freezes and thaws.
@@ -131,7 +134,8 @@ static ROWS: [Row; 30] = [
     .restart(|old, new, held| {
         let freeze = !held.unprivileged && freezes(new) && !held.freezes;
         let open = new.commands.contains(Command::FileOpen) && !held.opens;
-        open || freeze || (lacks_shutdown(new, held) && !old.commands.contains(Command::Shutdown))
+        let tell = new.commands.iter().any(|command| !command.is_plain() && !held.commands.contains(command));
+        open || tell || freeze || (lacks_shutdown(new, held) && !old.commands.contains(Command::Shutdown))
     }),
     row(&["files.path", "files.rights", "files.except", "files.optional", "files.types"], |old, new| {
         files(&old.files, &new.files)

@@ -106,11 +106,13 @@ mod tests {
 
     /// Everything that there is, as one policy.
     fn policy(commands: CommandSet) -> Policy {
-        let text = "version = 1\nprofile = \"files\"\n[commands]\nallow = [\"guest-fsfreeze-freeze\", \
-                    \"guest-fsfreeze-freeze-list\", \"guest-fsfreeze-thaw\", \"guest-fsfreeze-status\", \
-                    \"guest-shutdown\"]\n[shutdown]\nmodes = [\"powerdown\", \"halt\"]\n\
-                    [[files]]\npath = \"/srv/data\"\nrights = [\"read\", \"write\"]\n";
-        let mut policy = load_embedded("test", text, &World::elsewhere()).unwrap().policy;
+        let all: Vec<&str> = Command::all().map(Command::name).collect();
+        let text = format!(
+            "version = 1\nprofile = \"files\"\n[commands]\nallow = {all:?}\n\
+             [shutdown]\nmodes = [\"powerdown\", \"halt\"]\n\
+             [[files]]\npath = \"/srv/data\"\nrights = [\"read\", \"write\"]\n"
+        );
+        let mut policy = load_embedded("test", &text, &World::elsewhere()).unwrap().policy;
         assert_eq!(policy.commands, Command::all().collect(), "the control: it allows everything");
         policy.commands = commands;
         policy

@@ -6,6 +6,7 @@
 use super::rules::FileRule;
 use super::{Limits, Policy};
 use crate::catalogue::CommandSet;
+use crate::catalogue::facts::FactSet;
 
 /// The worker's part: no path, no account, no log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,16 +17,38 @@ pub struct WorkerPart {
     pub limits: Limits,
 }
 
-/// The opener's part: the file rules.
+/// The opener's part: the file rules, and which facts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenerPart {
     /// File rules, with the broker's numbering.
     pub rules: Vec<FileRule>,
     /// Permission bits of a created file.
     pub create_mode: u32,
+    /// What it may tell of the guest.
+    pub facts: FactSet,
+}
+
+impl WorkerPart {
+    /// What it may ask to be told of the guest.
+    #[must_use]
+    pub fn facts(&self) -> FactSet {
+        self.commands.facts()
+    }
 }
 
 impl Policy {
+    /// What may be told of the guest.
+    #[must_use]
+    pub fn facts(&self) -> FactSet {
+        self.commands.facts()
+    }
+
+    /// Whether it takes an opener.
+    #[must_use]
+    pub fn has_opener(&self) -> bool {
+        !self.files.is_empty() || !self.facts().is_empty()
+    }
+
     /// What the worker is told.
     #[must_use]
     pub fn worker_part(&self) -> WorkerPart {
@@ -35,6 +58,6 @@ impl Policy {
     /// What the opener is told.
     #[must_use]
     pub fn opener_part(&self) -> OpenerPart {
-        OpenerPart { rules: self.files.clone(), create_mode: self.create_mode }
+        OpenerPart { rules: self.files.clone(), create_mode: self.create_mode, facts: self.facts() }
     }
 }

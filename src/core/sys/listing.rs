@@ -1,8 +1,8 @@
 //! A directory held by descriptor: what is in it, and what each entry is,
 //! without opening any.
 //!
-//! Trust: the descriptor is of a directory of postern's own; names in it may be
-//! anything. The broker's log alone calls this.
+//! Trust: names in a directory may be anything. The broker's log calls this, of its
+//! own directory, and the opener, of the kernel's.
 
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
@@ -24,6 +24,14 @@ const NAME_AT: usize = 19;
 /// Those of `lseek(2)` and `getdents64(2)`.
 pub fn names(directory: BorrowedFd<'_>) -> nix::Result<Vec<CString>> {
     lseek(directory, 0, Whence::SeekSet)?;
+    names_once(directory)
+}
+
+/// The same of a directory that was just opened.
+///
+/// # Errors
+/// Those of `getdents64(2)`.
+pub fn names_once(directory: BorrowedFd<'_>) -> nix::Result<Vec<CString>> {
     let mut names = Vec::new();
     let mut room = vec![0_u8; ROOM];
     loop {

@@ -12,6 +12,9 @@ use postern_core::audit::{Timestamp, sequence_of};
 
 use super::record::Record;
 
+/// The event of a fact that was told.
+pub(super) const FACT_TOLD: &str = "fact-told";
+
 /// Which records to show; all that are not given mean any.
 #[derive(Debug, Default, clap::Args)]
 pub struct Filter {
@@ -22,6 +25,9 @@ pub struct Filter {
     /// Records of this command or event, such as guest-file-open or process-died
     #[arg(long, value_name = "NAME", alias = "command")]
     pub event: Vec<String>,
+    /// In the table, also what was read of the guest to tell of it: fact-told
+    #[arg(long)]
+    pub facts: bool,
     /// Records with this result: postern.stage or event.outcome
     #[arg(long, value_name = "RESULT", alias = "outcome")]
     pub result: Vec<Outcome>,
@@ -85,7 +91,7 @@ impl Outcome {
 impl Filter {
     /// Whether it takes every record.
     pub(super) fn is_empty(&self) -> bool {
-        let Self { path, event, result, denied, handle, worker, number, since, until } = self;
+        let Self { path, event, facts: _, result, denied, handle, worker, number, since, until } = self;
         path.is_empty()
             && event.is_empty()
             && result.is_empty()
@@ -93,6 +99,12 @@ impl Filter {
             && handle.is_empty()
             && worker.is_empty()
             && (number, since, until) == (&None, &None, &None)
+    }
+
+    /// Whether the table shows what facts were told: they come every few seconds, and
+    /// name no file that a host chose.
+    pub(super) fn shows_facts(&self) -> bool {
+        self.facts || self.event.iter().any(|name| name == FACT_TOLD)
     }
 
     /// What can be said of a line before it is parsed.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use postern_core::sys::terminal;
 use serde_json::Value;
 
-use super::filter::{Filter, Sieve};
+use super::filter::{FACT_TOLD, Filter, Sieve};
 use super::follow::Tail;
 use super::lines::{self, Part};
 use super::record;
@@ -144,6 +144,7 @@ impl<'a, W: Write> Printer<'a, W> {
             Form::Lines => writeln!(self.out, "{}", escape(text(line).trim_end_matches('\n'))),
             Form::Table => {
                 let row = match serde_json::from_slice::<Value>(line) {
+                    Ok(value) if value["event"]["action"] == FACT_TOLD && !self.filter.shows_facts() => return Ok(()),
                     Ok(value) if value.is_object() => row(&value),
                     _ => columns("", "", "(no record)", "", &escape(text(line).trim_end_matches('\n'))),
                 };
@@ -170,13 +171,14 @@ fn row(record: &Value) -> String {
 }
 
 /// Members that a row shows, in this order: before the value, where it stands.
-const DETAILS: [(&str, &str); 41] = [
+const DETAILS: [(&str, &str); 42] = [
     ("", "/process/name"),
     ("#", "/postern/child"),
     ("pid ", "/process/pid"),
     ("", "/postern/requested"),
     ("", "/file/path"),
     ("", "/postern/command"),
+    ("", "/postern/fact"),
     ("mode ", "/postern/mode"),
     ("handle ", "/postern/handle"),
     ("worker ", "/postern/child"),

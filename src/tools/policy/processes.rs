@@ -7,6 +7,7 @@
 use std::fmt;
 
 use ::caps::Capability;
+use postern_core::catalogue::facts::Allows;
 use postern_core::catalogue::{Act, Command};
 use postern_core::confine::caps::{self, Asked};
 use postern_core::confine::filters::{self, BrokerNeeds, Listens, LogNeeds};
@@ -56,8 +57,16 @@ pub(super) fn of(policy: &Policy) -> Vec<Process> {
         landlock,
         calls: calls(rules),
     };
-    let paths: Vec<String> =
-        policy.files.iter().map(|rule| format!("{} ({})", rule.path.display(), rule.rights)).collect();
+    let rules = policy.files.iter().map(|rule| format!("{} ({})", rule.path.display(), rule.rights));
+    let facts = policy.facts().iter().flat_map(|fact| fact.grants().map(move |grant| (fact.row().name, grant)));
+    let facts = facts.map(|(name, (path, allows))| {
+        let allowed = match allows {
+            Allows::Read => "read",
+            Allows::List => "list",
+        };
+        format!("{path} ({allowed}, to tell of {name})")
+    });
+    let paths: Vec<String> = rules.chain(facts).collect();
     let paths = if paths.is_empty() { "no path".to_owned() } else { paths.join("; ") };
     vec![
         Process {
@@ -69,7 +78,7 @@ pub(super) fn of(policy: &Policy) -> Vec<Process> {
                 .to_owned(),
             calls: broker_calls(policy),
         },
-        child("spawner", "executes its own file".to_owned(), &filters::spawner()),
+        child("spawner", "executes its own file".to_owned(), &filters::spawner(policy.commands)),
         child("opener", paths, &filters::opener(&policy.opener_part())),
         child("worker", "no path".to_owned(), &filters::worker(&policy.worker_part())),
     ]

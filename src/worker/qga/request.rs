@@ -71,6 +71,8 @@ pub enum Request<'a> {
         mountpoints: Option<Vec<Cow<'a, str>>>,
     },
     FsfreezeThaw,
+    /// One that tells of the guest, and takes no argument.
+    Tell(Command),
 }
 
 /// Where a seek starts from.
@@ -275,5 +277,6 @@ fn request(command: Command, mut args: Arguments<'_>) -> Result<Request<'_>, Qga
         Command::FsfreezeFreeze => Request::FsfreezeFreeze,
         Command::FsfreezeFreezeList => Request::FsfreezeFreezeList { mountpoints: args.texts_if("mountpoints") },
         Command::FsfreezeThaw => Request::FsfreezeThaw,
+        Command::GetTime | Command::GetHostName | Command::GetLoad => Request::Tell(command),
     })
 }

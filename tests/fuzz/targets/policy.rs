@@ -123,7 +123,7 @@ fn canonical(policy: &Policy) {
         assert!(worker.uid != broker.uid && worker.gid != broker.gid);
         assert!(!policy.identities.groups.contains(&broker.gid));
     }
-    let part = OpenerPart { rules: policy.files.clone(), create_mode: policy.create_mode };
+    let part = OpenerPart { rules: policy.files.clone(), create_mode: policy.create_mode, facts: policy.facts() };
     assert!(part.orders().is_ok(), "the opener can be told");
 }
 

@@ -164,6 +164,7 @@ fn arguments(request: &Request<'_>) -> Json {
     match request {
         Request::SyncDelimited { id } | Request::Sync { id } => json!({ "id": id }),
         Request::Ping
+        | Request::Tell(_)
         | Request::Info
         | Request::FsfreezeStatus
         | Request::FsfreezeFreeze

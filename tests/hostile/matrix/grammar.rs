@@ -2,6 +2,7 @@
 //! code under test: as a table. And the frames that are tried.
 
 use postern_core::catalogue::Command;
+use postern_core::catalogue::facts::Fact;
 use postern_core::ipc::{Bytes, List, MAX_FRAME};
 use postern_core::messages::{Ask, Count, Denial, Standing, Text, Use, WirePath};
 use postern_core::policy::ShutdownMode;
@@ -18,6 +19,8 @@ enum Field {
     Below(u8),
     /// The number of a command.
     Command,
+    /// The number of a fact.
+    Fact,
     /// A length of two bytes, at most this, and so many bytes.
     Text(u16),
     /// A count of two bytes, at most this, and so many of these.
@@ -29,7 +32,7 @@ enum Field {
 use Field::{Any, Below, List as ListOf, Maybe, Text as TextOf};
 
 /// Every frame: its number, its fields, its descriptors.
-const FRAMES: [(u8, &[Field], usize); 17] = [
+const FRAMES: [(u8, &[Field], usize); 18] = [
     (1, &[Any(1), Any(2), Any(32), ListOf(1024, &[Any(2)])], 0),
     (2, &[TextOf(1024)], 0),
     (3, &[TextOf(4095), Below(6)], 0),
@@ -47,6 +50,7 @@ const FRAMES: [(u8, &[Field], usize); 17] = [
     (15, &[Any(4)], 0),
     (16, &[], 0),
     (17, &[ListOf(64, &[Field::Command, Any(8)])], 0),
+    (18, &[Field::Fact], 0),
 ];
 
 /// What stands for each way of being none.
@@ -74,6 +78,7 @@ fn take_all(rest: &mut &[u8], fields: &[Field]) -> Option<()> {
         Any(count) => rest.split_off(..count).map(drop),
         Below(end) => rest.split_off_first().filter(|&&byte| byte < end).map(drop),
         Field::Command => rest.split_off_first().filter(|&&byte| Command::all().any(|one| one as u8 == byte)).map(drop),
+        Field::Fact => rest.split_off_first().filter(|&&byte| Fact::all().any(|one| one as u8 == byte)).map(drop),
         TextOf(most) => {
             let length = take_count(rest, most)?;
             rest.split_off(..length).map(drop)
@@ -130,6 +135,7 @@ pub(super) fn valid(handle: u64) -> Vec<Vec<u8>> {
         Ask::Alive {},
         Ask::Limited { commands: List::new(counts).expect("a short list") },
     ];
+    asks.extend(Fact::all().map(|fact| Ask::Fact { fact }));
     asks.extend(ShutdownMode::ALL.map(|mode| Ask::Shutdown { mode }));
     asks.iter().map(frame).collect()
 }

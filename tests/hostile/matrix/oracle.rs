@@ -108,6 +108,8 @@ fn due_to(state: State, ask: &Ask, known: &Known) -> Due {
         Ask::Freeze { .. } if state.is_frozen() || known.stopping => Due::Refusal,
         Ask::Freeze { .. } => Due::Freeze,
         Ask::Thaw {} => Due::Thaw,
+        // The policy has no command that tells one.
+        Ask::Fact { .. } => hostile("a fact that the policy withholds"),
         Ask::Status {} => Due::Answer(status(state)),
         Ask::Shutdown { mode: ShutdownMode::Powerdown } if !state.is_frozen() => Due::Shutdown,
         Ask::Shutdown { .. } => Due::Refusal,

@@ -116,7 +116,7 @@ fn unknown_and_withheld_commands_have_their_class() {
     withheld.remove(Command::FileOpen);
     let rows = [
         ("nope", withheld, "The command nope has not been found"),
-        ("guest-get-time", withheld, "Command guest-get-time has been disabled: the command is not allowed"),
+        ("guest-set-time", withheld, "Command guest-set-time has been disabled: the command is not allowed"),
         ("guest-file-open", withheld, "Command guest-file-open has been disabled: the command is not allowed"),
         ("guest-ping", CommandSet::EMPTY, "Command guest-ping has been disabled: the command is not allowed"),
     ];

@@ -59,7 +59,7 @@ fn an_id_is_bounded() {
 
 #[test]
 fn every_offered_command_becomes_its_request() {
-    let rows: [(&str, &str, Request<'_>); 20] = [
+    let mut rows: Vec<(&str, &str, Request<'_>)> = vec![
         ("guest-sync-delimited", "{'id':-5}", Request::SyncDelimited { id: -5 }),
         ("guest-sync", "{'id':5}", Request::Sync { id: 5 }),
         ("guest-ping", "{}", Request::Ping),
@@ -105,6 +105,8 @@ fn every_offered_command_becomes_its_request() {
         ),
         ("guest-fsfreeze-thaw", "{}", Request::FsfreezeThaw),
     ];
+    let telling = [Command::GetTime, Command::GetHostName, Command::GetLoad];
+    rows.extend(telling.map(|command| (command.name(), "{}", Request::Tell(command))));
     for (name, arguments, wanted) in &rows {
         let message = format!("{{'execute':'{name}','arguments':{arguments}}}");
         let incoming = Incoming::read(message.as_bytes(), everything());

@@ -1,0 +1,214 @@
+//! Facts: what commands tell of the guest, and where each is read; once, as data.
+//!
+//! A command's row names its facts, so what the opener may read, by Landlock and
+//! by its filter, follows from the commands that the policy allows. Nothing else
+//! of `/proc`, `/sys`, `/etc` or `/run` is read for a host, and no path comes from
+//! one.
+//!
+//! Trust: plain data, no input. Anyone may read it.
+//! Source of the paths: proc(5), and the kernel's `Documentation/ABI` for `/sys`.
+
+/// Something of the guest that is read where it stands. The number is its bit in a
+/// [`FactSet`] and its form in IPC frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "each variant is the name in its row")]
+pub enum Fact {
+    Load,
+}
+
+/// How a fact reaches the worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// As a descriptor of this file, which says something new each time it is read:
+    /// the worker keeps it.
+    Kept(&'static str),
+    /// As bytes: the opener reads all of these each time it is asked, and hands on
+    /// what it read, not what it read from.
+    Gathered(&'static [Part]),
+}
+
+/// Some of what is gathered. What is not there is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// What stands in a file. Links are followed, to beneath `reach` if it is a
+    /// link that leads elsewhere from time to time.
+    File {
+        /// The file.
+        path: &'static str,
+        /// Where else it may lie, if not only where it lies at the start.
+        reach: Option<&'static str>,
+    },
+    /// Of every entry of a directory: the directory's names, and beneath each name
+    /// what stands in files, where links lead, and the names in directories.
+    Each {
+        /// The directory.
+        directory: &'static str,
+        /// What the names begin with.
+        prefix: &'static str,
+        /// Where the entries lie if they are links: what is read is beneath it.
+        reach: &'static str,
+        /// Files, by their path beneath the entry.
+        files: &'static [&'static str],
+        /// Links, likewise; the empty path is the entry itself.
+        links: &'static [&'static str],
+        /// Directories, likewise.
+        lists: &'static [&'static str],
+    },
+}
+
+/// One row: a fact and where it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Which.
+    pub fact: Fact,
+    /// Its name in records and in what `policy explain` says.
+    pub name: &'static str,
+    /// Where it is read.
+    pub reads: Reads,
+}
+
+/// Every fact, in [`Fact`]'s order, so that a fact indexes its own row.
+pub static FACTS: [Row; 1] = [Row { fact: Fact::Load, name: "load", reads: Reads::Kept("/proc/loadavg") }];
+
+/// What a grant is for: what may be done beneath a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Allows {
+    /// Reading this file, or files beneath this directory.
+    Read,
+    /// Listing this directory, and those beneath it.
+    List,
+}
+
+impl Fact {
+    /// Every fact, in the order of their rows.
+    pub fn all() -> impl Iterator<Item = Self> {
+        FACTS.iter().map(|row| row.fact)
+    }
+
+    /// This fact's row.
+    #[must_use]
+    pub fn row(self) -> &'static Row {
+        &FACTS[self as usize]
+    }
+
+    /// The fact with this number, if there is one.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        FACTS.get(usize::from(number)).map(|row| row.fact)
+    }
+
+    /// Whether the opener hands on what it read, and not a descriptor.
+    #[must_use]
+    pub fn is_gathered(self) -> bool {
+        matches!(self.row().reads, Reads::Gathered(_))
+    }
+
+    /// What the opener's Landlock domain must leave it for this fact.
+    pub fn grants(self) -> impl Iterator<Item = (&'static str, Allows)> {
+        let parts: &[Part] = match self.row().reads {
+            Reads::Kept(_) => &[],
+            Reads::Gathered(parts) => parts,
+        };
+        let kept = match self.row().reads {
+            Reads::Kept(path) => Some((path, Allows::Read)),
+            Reads::Gathered(_) => None,
+        };
+        kept.into_iter().chain(parts.iter().flat_map(Part::grants))
+    }
+}
+
+impl Part {
+    fn grants(&self) -> impl Iterator<Item = (&'static str, Allows)> + use<> {
+        let of: [Option<(&'static str, Allows)>; 3] = match *self {
+            Self::File { path, reach } => [Some((path, Allows::Read)), reach.map(|reach| (reach, Allows::Read)), None],
+            Self::Each { directory, reach, files, lists, .. } => [
+                Some((directory, Allows::List)),
+                (!files.is_empty()).then_some((reach, Allows::Read)),
+                (!lists.is_empty()).then_some((reach, Allows::List)),
+            ],
+        };
+        of.into_iter().flatten()
+    }
+}
+
+/// A set of facts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FactSet(u32);
+
+impl FactSet {
+    /// No fact.
+    pub const EMPTY: Self = Self(0);
+
+    /// The set with exactly these bits; `None` if a bit stands for no fact.
+    #[must_use]
+    pub fn from_bits(bits: u32) -> Option<Self> {
+        let all: Self = Fact::all().collect();
+        (bits & !all.0 == 0).then_some(Self(bits))
+    }
+
+    /// Bit n stands for the fact with number n.
+    #[must_use]
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// Whether there is none in it.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether the set holds `fact`.
+    #[must_use]
+    pub const fn contains(self, fact: Fact) -> bool {
+        self.0 & (1 << fact as u8) != 0
+    }
+
+    /// The facts of the set, in the order of their rows.
+    pub fn iter(self) -> impl Iterator<Item = Fact> {
+        Fact::all().filter(move |&fact| self.contains(fact))
+    }
+
+    /// Whether any of them is gathered.
+    #[must_use]
+    pub fn gathers(self) -> bool {
+        self.iter().any(Fact::is_gathered)
+    }
+}
+
+impl FromIterator<Fact> for FactSet {
+    fn from_iter<T: IntoIterator<Item = Fact>>(facts: T) -> Self {
+        facts.into_iter().fold(Self::EMPTY, |set, fact| Self(set.0 | 1 << fact as u8))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fact_indexes_its_own_row() {
+        for (index, row) in FACTS.iter().enumerate() {
+            assert_eq!(row.fact as usize, index, "{}", row.name);
+            assert_eq!(Fact::from_number(row.fact as u8), Some(row.fact));
+        }
+        assert!(FACTS.len() <= 32, "each has a bit");
+    }
+
+    #[test]
+    fn only_known_bits_make_a_set() {
+        let all: FactSet = Fact::all().collect();
+        assert_eq!(FactSet::from_bits(all.bits()), Some(all));
+        assert_eq!(FactSet::from_bits(1 << (FACTS.len() - 1) << 1), None);
+        assert_eq!(all.iter().count(), FACTS.len());
+    }
+
+    #[test]
+    fn every_path_is_plain() {
+        for (path, _) in Fact::all().flat_map(Fact::grants) {
+            assert!(path.starts_with('/') && !path.ends_with('/') && !path.contains("//"), "{path}");
+            assert!(!path.split('/').any(|part| matches!(part, "." | "..")), "{path}");
+        }
+    }
+}

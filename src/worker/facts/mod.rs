@@ -1,0 +1,82 @@
+//! Facts of the guest, from bytes to replies: what the kernel's and root's files
+//! say, as the host is told it.
+//!
+//! [`Facts`] has the bytes: descriptors that it keeps and reads again, and the
+//! memory that the opener gathers into. The rooms below are pure: bytes in, a reply
+//! out, nothing asked.
+//!
+//! Trust: the files are the kernel's and root's, and some of what stands in them
+//! was chosen by users of the guest. Whatever it is, it costs no more than its
+//! size, and the reply has the schema's type.
+
+pub(crate) mod host;
+pub(crate) mod load;
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+use nix::sys::uio::pread;
+use postern_core::catalogue::facts::Fact;
+use postern_core::ipc::bundle::BUNDLE_MAX;
+
+use super::ask::{Broker, BrokerLost, Told};
+
+/// Most bytes of a file that is kept: more than `/proc/stat` of 4,096 processors.
+const KEPT_MAX: usize = 4 << 20;
+/// Bytes that are read at once.
+const PIECE: usize = 64 << 10;
+
+/// Where this worker reads facts.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    kept: BTreeMap<Fact, OwnedFd>,
+    gathered: Option<OwnedFd>,
+    /// What was read last.
+    bytes: Vec<u8>,
+}
+
+impl Facts {
+    /// With the memory that the opener gathers into, if it gathers.
+    pub(crate) const fn new(gathered: Option<OwnedFd>) -> Self {
+        Self { kept: BTreeMap::new(), gathered, bytes: Vec::new() }
+    }
+
+    /// The bytes of a fact, as it is now, or why there are none.
+    pub(crate) fn read(&mut self, fact: Fact, broker: &mut Broker) -> Result<Result<&[u8], Errno>, BrokerLost> {
+        let file = match self.kept.entry(fact) {
+            Entry::Occupied(kept) => kept.into_mut(),
+            Entry::Vacant(place) => match broker.fact(fact)? {
+                Ok(Told::Kept(file)) => place.insert(file),
+                Ok(Told::Gathered(length)) => {
+                    let Some(memory) = &self.gathered else { return Ok(Err(Errno::EBADF)) };
+                    let most = usize::try_from(length).unwrap_or(usize::MAX).min(BUNDLE_MAX);
+                    return Ok(read_from_start(memory, &mut self.bytes, most));
+                }
+                Err(errno) => return Ok(Err(errno)),
+            },
+        };
+        Ok(read_from_start(file, &mut self.bytes, KEPT_MAX))
+    }
+}
+
+/// Reads from the beginning to the end, or to the limit.
+fn read_from_start<'a>(file: &OwnedFd, bytes: &'a mut Vec<u8>, most: usize) -> Result<&'a [u8], Errno> {
+    bytes.clear();
+    while bytes.len() < most {
+        let at = bytes.len();
+        bytes.resize((at + PIECE).min(most), 0);
+        let offset = i64::try_from(at).map_err(|_| Errno::EFBIG)?;
+        match pread(file, &mut bytes[at..], offset) {
+            Ok(0) => {
+                bytes.truncate(at);
+                break;
+            }
+            Ok(count) => bytes.truncate(at + count),
+            Err(Errno::EINTR) => bytes.truncate(at),
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(bytes)
+}
