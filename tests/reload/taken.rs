@@ -137,8 +137,10 @@ fn an_open_under_way_is_finished() {
     host.ping();
     let opener = Pid::from_raw(agent.process("opener", 0));
     kill(opener, Signal::SIGSTOP).expect("a stopped opener");
-    let open = json!({ "execute": "guest-file-open", "arguments": { "path": path, "mode": "r" } });
+    let open = json!({ "execute": "guest-file-open", "arguments": { "path": path, "mode": "w" } });
     host.send(open.to_string().as_bytes());
+    // The old worker has read it: the record comes before the opener is told.
+    agent.await_record("guest-file-open", |record| record["postern"]["stage"] == "asked");
     home.policy(OTHER);
     let before = last(&agent);
     agent.signal("broker", Signal::SIGHUP);
