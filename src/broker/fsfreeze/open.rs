@@ -19,9 +19,10 @@ use nix::errno::Errno;
 use nix::fcntl::open;
 use nix::sys::stat::Mode;
 use postern_core::confine::filters::OPEN_DIRECTORY;
+use postern_core::mountinfo::{self, Device, Mount};
 use postern_core::sys::fs::mount_id;
 
-use super::mounts::{self, Candidate, Device, Mount};
+use super::mounts::Candidate;
 use super::{Failure, Filesystem, Stacking, errno};
 
 /// The mount table, and what was learned about it before confinement.
@@ -59,7 +60,7 @@ impl MountTable {
                 text.resize(2 * filled, 0);
             }
         }
-        mounts::parse(&text[..filled]).map_err(|_| Errno::EBADMSG.into())
+        mountinfo::parse(&text[..filled]).map_err(|_| Errno::EBADMSG.into())
     }
 
     pub(super) fn read_or_fail(&self) -> Result<Vec<Mount>, Failure> {

@@ -26,7 +26,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::mounts::{Device, escape, unescape};
+use postern_core::mountinfo::{Device, escape, unescape};
+
 use super::state;
 
 /// Name of the file in the state directory.

@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use super::mounts::{Device, Mount};
+use postern_core::mountinfo::{Device, Mount};
 
 /// What lies on what.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -121,7 +121,7 @@ fn backing(file: &Path, device: Device, mounts: &[Mount]) -> Vec<Device> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fsfreeze::mounts::parse;
+    use postern_core::mountinfo::parse;
 
     const fn dev(minor: u32) -> Device {
         Device { major: 7, minor }

@@ -9,7 +9,8 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 
 use postern_broker::fsfreeze::Stacking;
-use postern_broker::fsfreeze::mounts::{Malformed, Mount, parse, plan};
+use postern_broker::fsfreeze::mounts::plan;
+use postern_core::mountinfo::{Malformed, Mount, parse};
 
 /// Takes an input.
 ///
@@ -43,14 +44,16 @@ fn line(mount: &Mount) -> Vec<u8> {
         };
         bytes.iter().flat_map(escaped).collect()
     };
-    let Mount { id, device, root, mountpoint, kind } = mount;
-    let mut line = format!("{id} 0 {device} ").into_bytes();
+    let Mount { id, parent, device, root, mountpoint, kind, source } = mount;
+    let mut line = format!("{id} {parent} {device} ").into_bytes();
     line.extend(field(root.as_os_str().as_bytes()));
     line.push(b' ');
     line.extend(field(mountpoint.as_os_str().as_bytes()));
     line.extend(b" rw - ");
     line.extend(field(kind.as_bytes()));
-    line.extend(b" none rw\n");
+    line.push(b' ');
+    line.extend(field(source.as_os_str().as_bytes()));
+    line.extend(b" rw\n");
     line
 }
 

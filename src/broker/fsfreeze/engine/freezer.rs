@@ -9,9 +9,10 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use postern_core::mountinfo::{Device, Mount};
 use postern_core::sys::fs;
 
-use super::super::mounts::{Device, Mount, plan};
+use super::super::mounts::plan;
 use super::super::open::{Reached, reach};
 use super::super::{Event, Failure, Note, Reason, Remembered, Status, errno};
 use super::{Order, Phase, Shared, State, now};

@@ -8,9 +8,10 @@ use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use postern_core::mountinfo::Mount;
 use postern_core::sys::fs;
 
-use super::super::mounts::{Mount, candidates};
+use super::super::mounts::candidates;
 use super::super::open::{Reached, reach};
 use super::super::{Event, Failure, Filesystem, Status, errno};
 use super::{Outcome, Phase, Shared, State, Thawing};
