@@ -11,8 +11,9 @@ use super::fields::{
 };
 use super::json::{Fields, Value, members};
 use super::mounts::Mounts;
-use super::record::{End, Record};
+use super::record::Record;
 use super::run::Opening;
+use super::terms::End;
 use super::text::Text;
 use crate::catalogue;
 use crate::policy::rules::Mode;

@@ -10,8 +10,8 @@ use nix::errno::Errno;
 
 use super::json::{Fields, Value, hex};
 use super::mounts::Mounts;
-use super::record::{After, Closing, Lost, Peer, Role, Stands, ThawCause};
 use super::run::{Confinement, Opening, Reloaded, Run};
+use super::terms::{After, Closing, Lost, Peer, Role, Stands, ThawCause};
 use super::text::Text;
 use crate::catalogue::{Command, CommandSet};
 use crate::messages::{Barrier, Denial, Facts};

@@ -17,6 +17,7 @@ mod json;
 mod mounts;
 mod record;
 mod run;
+mod terms;
 mod text;
 
 pub use jiff::Timestamp;
@@ -25,6 +26,7 @@ pub use crate::sys::terminal::is_harmful;
 pub use chain::{Chain, Hash, MAX_LINE, Seal, Torn, is_whole, sequence_of};
 pub use ecs::{Body, ECS_VERSION};
 pub use mounts::Mounts;
-pub use record::{After, Closing, End, Lost, Peer, Record, Role, Stands, ThawCause};
+pub use record::Record;
 pub use run::{Confinement, Opening, Reloaded, Run};
+pub use terms::{After, Closing, End, Lost, Peer, Role, Stands, ThawCause};
 pub use text::{TEXT_MAX, Text};
