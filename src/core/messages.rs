@@ -19,6 +19,7 @@ use crate::catalogue::{Command, CommandSet};
 use crate::ipc::{Bytes, List, Malformed, Reader, Wire, frames};
 use crate::policy::parts::{OpenerPart, WorkerPart};
 use crate::policy::rules::{FileRule, Mode, Rights, Types};
+use crate::policy::telling::{self, Telling};
 use crate::policy::{Limits, ShutdownMode};
 
 /// Longest path in bytes, `PATH_MAX` of Linux without its final NUL.
@@ -257,14 +258,49 @@ impl Wire for Limits {
     }
 }
 
+/// The policy's checks hold what is put to the bounds.
+impl Wire for Telling {
+    fn put(&self, out: &mut Vec<u8>) {
+        let patterns = self.interfaces.iter().take(telling::MAX_PATTERNS);
+        let patterns = patterns.map(|pattern| Bytes::<{ telling::MAX_PATTERN }>::cut(pattern.as_bytes()));
+        let mountpoints = self.mountpoints.iter().take(telling::MAX_MOUNTPOINTS);
+        let mountpoints =
+            mountpoints.map(|path| Bytes::<{ telling::MAX_MOUNTPOINT }>::cut(path.as_os_str().as_bytes()));
+        let host_name = self.host_name.as_ref();
+        let host_name = host_name.map(|name| Bytes::<{ telling::MAX_HOST_NAME }>::cut(name.as_bytes()));
+        List::<_, { telling::MAX_PATTERNS }>::new(patterns.collect()).unwrap_or_default().put(out);
+        List::<_, { telling::MAX_MOUNTPOINTS }>::new(mountpoints.collect()).unwrap_or_default().put(out);
+        host_name.put(out);
+    }
+
+    fn take(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let patterns = List::<Bytes<{ telling::MAX_PATTERN }>, { telling::MAX_PATTERNS }>::take(from)?;
+        let mountpoints = List::<Bytes<{ telling::MAX_MOUNTPOINT }>, { telling::MAX_MOUNTPOINTS }>::take(from)?;
+        let host_name: Option<Bytes<{ telling::MAX_HOST_NAME }>> = Wire::take(from)?;
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| Malformed::Range);
+        Ok(Self {
+            interfaces: patterns.as_slice().iter().map(|pattern| text(pattern.as_slice())).collect::<Result<_, _>>()?,
+            mountpoints: mountpoints.as_slice().iter().map(|path| path.as_path().to_owned()).collect(),
+            host_name: host_name.map(|name| text(name.as_slice())).transpose()?,
+        })
+    }
+}
+
 impl Wire for WorkerPart {
     fn put(&self, out: &mut Vec<u8>) {
         self.commands.put(out);
+        self.redact.put(out);
+        self.telling.put(out);
         self.limits.put(out);
     }
 
     fn take(from: &mut Reader<'_>) -> Result<Self, Malformed> {
-        Ok(Self { commands: Wire::take(from)?, limits: Wire::take(from)? })
+        Ok(Self {
+            commands: Wire::take(from)?,
+            redact: Wire::take(from)?,
+            telling: Wire::take(from)?,
+            limits: Wire::take(from)?,
+        })
     }
 }
 

@@ -10,6 +10,7 @@ use postern_core::confine::seccomp::Rule;
 use postern_core::policy::Limits;
 use postern_core::policy::parts::{OpenerPart, WorkerPart};
 use postern_core::policy::rules::{FileRule, Rights, Types};
+use postern_core::policy::telling::Telling;
 
 /// Who the attacker is.
 #[derive(Clone, Debug)]
@@ -48,7 +49,12 @@ fn telling_opener(rules: Vec<FileRule>, facts: FactSet) -> Role {
 }
 
 fn worker(commands: CommandSet) -> Role {
-    Role::Worker(WorkerPart { commands, limits: Limits::default() })
+    Role::Worker(WorkerPart {
+        commands,
+        redact: CommandSet::EMPTY,
+        telling: Telling::default(),
+        limits: Limits::default(),
+    })
 }
 
 impl Role {

@@ -23,6 +23,7 @@ use postern_core::messages::{
 use postern_core::policy::Limits;
 use postern_core::policy::parts::{OpenerPart, WorkerPart};
 use postern_core::policy::rules::{FileRule, Mode, Rights, Types};
+use postern_core::policy::telling::Telling;
 use postern_core::sys::descriptors;
 use postern_core::sys::process::{self, Birth};
 
@@ -234,7 +235,15 @@ fn opener() {
 type Worker = Child<Answer, Ask>;
 
 fn setup() -> Answer {
-    Answer::Setup { part: WorkerPart { commands: Qga::all().collect(), limits: Limits::default() }, frozen: false }
+    Answer::Setup {
+        part: WorkerPart {
+            commands: Qga::all().collect(),
+            redact: CommandSet::EMPTY,
+            telling: Telling::default(),
+            limits: Limits::default(),
+        },
+        frozen: false,
+    }
 }
 
 fn worker() {

@@ -9,6 +9,9 @@ use postern_core::messages::{
 };
 use postern_core::policy::parts::WorkerPart;
 use postern_core::policy::rules::{Mode, Rights, Types};
+use postern_core::policy::telling::{
+    MAX_HOST_NAME, MAX_MOUNTPOINT, MAX_MOUNTPOINTS, MAX_PATTERN, MAX_PATTERNS, Telling,
+};
 use postern_core::policy::{Limits, ShutdownMode};
 use proptest::collection::vec;
 use proptest::option;
@@ -114,11 +117,34 @@ fn fact() -> impl Strategy<Value = Fact> {
     select(Fact::all().collect::<Vec<_>>())
 }
 
+/// What `[facts]` can say; the longest and the most now and then.
+fn telling() -> impl Strategy<Value = Telling> {
+    let several = |most| prop_oneof![9 => 0..5_usize, 1 => Just(most)];
+    let texts = |count: usize, most: usize| {
+        vec(prop_oneof![9 => "[a-zä*?/]{0,9}".boxed(), 1 => Just("x".repeat(most)).boxed()], count..=count)
+    };
+    (
+        several(MAX_PATTERNS).prop_flat_map(move |count| texts(count, MAX_PATTERN)),
+        several(MAX_MOUNTPOINTS).prop_flat_map(move |count| texts(count, MAX_MOUNTPOINT)),
+        option::of(prop_oneof![Just("x".repeat(MAX_HOST_NAME)).boxed(), "[a-z.]{1,9}".boxed()]),
+    )
+        .prop_map(|(interfaces, mountpoints, host_name)| Telling {
+            interfaces,
+            mountpoints: mountpoints.into_iter().map(Into::into).collect(),
+            host_name,
+        })
+}
+
 fn worker_part() -> impl Strategy<Value = WorkerPart> {
     let limits = any::<[u32; 8]>().prop_map(|[message, nesting, string, read, handles, requests, opens, acts]| {
         Limits { message, nesting, string, read, handles, requests, opens, acts }
     });
-    (commands(), limits).prop_map(|(commands, limits)| WorkerPart { commands, limits })
+    (commands(), commands(), telling(), limits).prop_map(|(commands, redact, telling, limits)| WorkerPart {
+        commands,
+        redact,
+        telling,
+        limits,
+    })
 }
 
 pub(crate) fn answer() -> impl Strategy<Value = Answer> {

@@ -8,6 +8,7 @@ use postern_core::catalogue::facts::Fact;
 use postern_core::ipc::{Bytes, List};
 use postern_core::messages::{Count, Denial, Standing, Text, Use, WirePath};
 use postern_core::policy::rules::{FileRule, Rights, Types};
+use postern_core::policy::telling::Telling;
 use postern_core::policy::{Audit, Channel, Freeze, Identities, Limits, Shutdown, ShutdownMethod};
 
 use super::*;
@@ -23,6 +24,8 @@ fn policy(commands: &[Command], modes: &[ShutdownMode]) -> Policy {
     Policy {
         digest: [0; 32],
         commands: commands.iter().copied().collect(),
+        redact: CommandSet::EMPTY,
+        facts: Telling::default(),
         files: vec![
             rule("/read", Rights::READ, &["/read/except"]),
             rule("/write", Rights::READ.with(Rights::WRITE), &[]),

@@ -2,7 +2,7 @@
 //!
 //! `written` reads the files and reports every mistake with its place;
 //! this file holds the checked form; [`rules`] answers questions about paths;
-//! [`parts`] cuts out what worker and opener need to know, and no more;
+//! [`telling`] those about what may be told; [`parts`] cuts out what worker and opener need to know, and no more;
 //! [`compare`] says what one policy allows more or less than another.
 //!
 //! Trust: policy files are trusted once their owner and mode were checked.
@@ -11,6 +11,7 @@ pub mod compare;
 mod narrow;
 pub mod parts;
 pub mod rules;
+pub mod telling;
 pub mod written;
 
 use std::fmt;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use crate::catalogue::{Act, CommandSet};
 pub use narrow::Narrowing;
 use rules::FileRule;
+use telling::Telling;
 
 /// A checked policy. Everything in it is in range and canonical.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +30,10 @@ pub struct Policy {
     pub digest: [u8; 32],
     /// Commands that the host may use.
     pub commands: CommandSet,
+    /// Those of them whose answers say little.
+    pub redact: CommandSet,
+    /// How much answers about the guest tell.
+    pub facts: Telling,
     /// File rules, in the order of the files.
     pub files: Vec<FileRule>,
     /// Permission bits of a file that the host creates; the umask does not

@@ -4,6 +4,7 @@
 //! given, for who speaks on their first descriptor is their parent.
 
 use super::rules::FileRule;
+use super::telling::Telling;
 use super::{Limits, Policy};
 use crate::catalogue::CommandSet;
 use crate::catalogue::facts::FactSet;
@@ -13,6 +14,10 @@ use crate::catalogue::facts::FactSet;
 pub struct WorkerPart {
     /// Commands that the host may use.
     pub commands: CommandSet,
+    /// Those of them whose answers say little.
+    pub redact: CommandSet,
+    /// How much answers about the guest tell.
+    pub telling: Telling,
     /// Limits on requests.
     pub limits: Limits,
 }
@@ -52,7 +57,12 @@ impl Policy {
     /// What the worker is told.
     #[must_use]
     pub fn worker_part(&self) -> WorkerPart {
-        WorkerPart { commands: self.commands, limits: self.limits.clone() }
+        WorkerPart {
+            commands: self.commands,
+            redact: self.redact,
+            telling: self.facts.clone(),
+            limits: self.limits.clone(),
+        }
     }
 
     /// What the opener is told.

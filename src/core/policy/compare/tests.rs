@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::catalogue::CommandSet;
+use crate::policy::telling::Telling;
 use crate::policy::written::{World, keys, load_embedded};
 use crate::policy::{
     Account, Audit, Channel, Freeze, Heads, Identities, Limits, Shutdown, ShutdownMethod, ShutdownMode,
@@ -48,6 +49,8 @@ fn every_field_is_looked_at() {
     let Policy {
         digest: _,
         commands: _,
+        redact: _,
+        facts: Telling { interfaces: _, mountpoints: _, host_name: _ },
         files: _,
         create_mode: _,
         freeze: Freeze { limit: _ },

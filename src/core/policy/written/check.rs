@@ -14,6 +14,7 @@ use crate::catalogue::Command::{
     SyncDelimited,
 };
 use crate::catalogue::{CATALOGUE, Command, CommandSet};
+use crate::policy::telling::Telling;
 use crate::policy::{Freeze, Limits, Policy, Shutdown, ShutdownMethod, ShutdownMode};
 
 /// A line of a policy file.
@@ -83,6 +84,8 @@ pub(super) fn check(written: &Written, report: &mut Report, world: &World, own: 
     let policy = Policy {
         digest: [0; 32],
         commands,
+        redact: CommandSet::EMPTY,
+        facts: Telling::default(),
         files,
         create_mode: small("create", "mode"),
         freeze: Freeze { limit: Duration::from_secs(number("freeze", "limit")) },
