@@ -225,6 +225,13 @@ fn schema_and_parser_agree_on_every_key() {
         "[\"guest-ping\"]",
         "[\"guest-exec\"]",
         "[\"guest-nope\"]",
+        "[\"guest-get-host-name\"]",
+        "[\"eth*\", \"wl?\"]",
+        "[\"eth[0]\"]",
+        "[\"\"]",
+        "\"web-1.example\"",
+        "\"web-\"",
+        "\".web\"",
         "[\"regular\"]",
         "[\"halt\"]",
         "[[]]",
@@ -393,6 +400,9 @@ fn every_key_reaches_the_policy() {
     assert_eq!(policy.channel, Channel::UnixListen("/run/host.sock".into()));
     assert_eq!(policy.state, Path::new("/run/state"));
     assert!(!policy.commands.contains(Command::FileFlush) && policy.commands.contains(Command::Shutdown));
+    assert_eq!(policy.redact.iter().collect::<Vec<_>>(), [Command::GetHostName]);
+    assert!(policy.commands.contains(Command::GetHostName));
+    assert_eq!(policy.facts.host_name.as_deref(), Some("web"));
     assert_eq!(policy.files.len(), 3);
     assert_eq!(policy.files[0].except, [Path::new("/srv/data/closed")]);
     assert!(policy.files[2].optional && !policy.files[0].optional);

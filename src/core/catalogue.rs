@@ -9,11 +9,13 @@
 //! QEMU 10.2 (interface facts; the 0.15 schema's fourteen are all here).
 
 pub mod facts;
+pub mod redaction;
 mod set;
 
 use std::fmt;
 
 use facts::Fact;
+pub use redaction::Redaction;
 pub use set::CommandSet;
 
 /// The JSON type that an argument takes on the wire.
@@ -141,6 +143,8 @@ pub struct Entry {
     pub rate: Rate,
     /// One line for people.
     pub summary: &'static str,
+    /// Why postern will not offer it; `None` for what it does, or may yet.
+    pub by_design: Option<&'static str>,
 }
 
 impl Entry {
@@ -155,6 +159,7 @@ impl Entry {
             audit: Audit::Recorded,
             rate: Rate::Requests,
             summary,
+            by_design: None,
         }
     }
 
@@ -169,7 +174,14 @@ impl Entry {
             audit: Audit::Recorded,
             rate: Rate::Requests,
             summary: "known, not offered",
+            by_design: None,
         }
+    }
+
+    const fn by_design(name: &'static str, why: &'static str) -> Self {
+        let mut entry = Self::not_offered(name);
+        entry.by_design = Some(why);
+        entry
     }
 
     const fn args(mut self, args: &'static [Arg]) -> Self {
@@ -311,7 +323,10 @@ pub static CATALOGUE: [Entry; 43] = [
         .tells(&[])
         .calls(&[Call::Uname]),
     Entry::offered(Command::GetLoad, "guest-get-load", "tell the load averages").tells(&[Fact::Load]),
-    Entry::not_offered("guest-set-time"),
+    Entry::by_design(
+        "guest-set-time",
+        "who sets the clock says which certificates hold and when records were made; kvm-clock, ptp_kvm or NTP keep it",
+    ),
     Entry::not_offered("guest-fstrim"),
     Entry::not_offered("guest-suspend-disk").silent(),
     Entry::not_offered("guest-suspend-ram").silent(),
@@ -321,18 +336,27 @@ pub static CATALOGUE: [Entry; 43] = [
     Entry::not_offered("guest-set-vcpus"),
     Entry::not_offered("guest-get-disks"),
     Entry::not_offered("guest-get-fsinfo"),
-    Entry::not_offered("guest-set-user-password"),
+    Entry::by_design("guest-set-user-password", "who sets a password can log in as its user, past every rule on files"),
     Entry::not_offered("guest-get-memory-blocks"),
     Entry::not_offered("guest-set-memory-blocks"),
     Entry::not_offered("guest-get-memory-block-info"),
-    Entry::not_offered("guest-exec-status"),
-    Entry::not_offered("guest-exec"),
+    Entry::by_design("guest-exec-status", "there is nothing to ask after: guest-exec is not offered"),
+    Entry::by_design("guest-exec", "a program of the host's choice is past every rule on files and commands"),
     Entry::not_offered("guest-get-users"),
     Entry::not_offered("guest-get-timezone"),
     Entry::not_offered("guest-get-osinfo"),
-    Entry::not_offered("guest-ssh-get-authorized-keys"),
-    Entry::not_offered("guest-ssh-add-authorized-keys"),
-    Entry::not_offered("guest-ssh-remove-authorized-keys"),
+    Entry::by_design(
+        "guest-ssh-get-authorized-keys",
+        "it reads in every home directory; a [[files]] rule can name the one file that is meant",
+    ),
+    Entry::by_design(
+        "guest-ssh-add-authorized-keys",
+        "who adds a key can log in as its user; a [[files]] rule can name the one file that is meant",
+    ),
+    Entry::by_design(
+        "guest-ssh-remove-authorized-keys",
+        "it locks users out; a [[files]] rule can name the one file that is meant",
+    ),
     Entry::not_offered("guest-get-diskstats"),
     Entry::not_offered("guest-get-cpustats"),
     Entry::not_offered("guest-network-get-route"),
@@ -348,6 +372,12 @@ impl Command {
     #[must_use]
     pub fn entry(self) -> &'static Entry {
         &CATALOGUE[self as usize]
+    }
+
+    /// What its redacted answer says; `None`: it cannot be redacted.
+    #[must_use]
+    pub fn redaction(self) -> Option<&'static Redaction> {
+        redaction::redaction(self.name())
     }
 
     /// Name on the wire.
@@ -402,5 +432,15 @@ mod tests {
         for entry in &CATALOGUE {
             assert_eq!(CATALOGUE.iter().filter(|other| other.name == entry.name).count(), 1, "{}", entry.name);
         }
+    }
+
+    #[test]
+    fn what_runs_programs_or_lets_log_in_or_sets_the_clock_is_not_offered() {
+        let refused: Vec<_> = CATALOGUE.iter().filter(|entry| entry.by_design.is_some()).collect();
+        assert!(refused.iter().all(|entry| entry.command.is_none()));
+        let names: Vec<_> = refused.iter().map(|entry| entry.name.trim_start_matches("guest-")).collect();
+        let exec = ["exec-status", "exec"];
+        let keys = ["ssh-get-authorized-keys", "ssh-add-authorized-keys", "ssh-remove-authorized-keys"];
+        assert_eq!(names, [&["set-time", "set-user-password"][..], &exec, &keys].concat());
     }
 }

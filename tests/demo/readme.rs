@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::fs;
 
-use postern_core::catalogue::{Act, Arg, Audit, CATALOGUE, Call, Entry, Kind};
+use postern_core::catalogue::{Act, Arg, Audit, CATALOGUE, Call, Command, Entry, Kind};
 use postern_core::policy::written::{World, load_embedded};
 
 use super::{err, postern, root};
@@ -72,14 +72,23 @@ fn table() -> String {
         )
         .unwrap();
     }
-    let others: Vec<String> =
-        CATALOGUE.iter().filter(|entry| entry.command.is_none()).map(|entry| format!("`{}`", entry.name)).collect();
-    writeln!(
-        text,
-        "\nStock has these too; here they are listed in `guest-info` as not enabled: {}.\n",
-        others.join(", ")
-    )
-    .unwrap();
+    text.push_str("\nUnder `commands.redact` these are offered, and answer:\n\n| command | answer |\n|---|---|\n");
+    for redaction in Command::all().filter_map(Command::redaction) {
+        writeln!(text, "| `{}` | {} |", redaction.name, redaction.answer).unwrap();
+    }
+    text.push_str(
+        "\nThese of stock's are not offered, by design: listed in `guest-info` as not enabled, refused with stock's text, \
+         each request on record.\n\n| command | why not |\n|---|---|\n",
+    );
+    for (name, why) in CATALOGUE.iter().filter_map(|entry| Some((entry.name, entry.by_design?))) {
+        writeln!(text, "| `{name}` | {why} |").unwrap();
+    }
+    let others = CATALOGUE.iter().filter(|entry| entry.command.is_none() && entry.by_design.is_none());
+    let others: Vec<String> = others.map(|entry| format!("`{}`", entry.name)).collect();
+    if !others.is_empty() {
+        writeln!(text, "\nNor are these yet: {}.", others.join(", ")).unwrap();
+    }
+    text.push('\n');
     text.push_str(END);
     text
 }

@@ -85,6 +85,35 @@ impl Step {
         })
     }
 
+    /// The command that is sent.
+    #[allow(dead_code, reason = "each test target uses its part")]
+    pub(crate) fn command(&self) -> String {
+        // Placeholders stand for numbers, or for what is within a string.
+        let sent = self.send.replace("%{", "\"").replace('}', "\"");
+        let name = sent.split_once("\"execute\":\"").map(|(_, rest)| rest.split('"').next().unwrap_or_default());
+        name.unwrap_or_else(|| panic!("{}: no command", self.title)).to_owned()
+    }
+
+    /// The step as postern is to take it where its policy allows the command, as
+    /// stock does; or where it does not, with stock's text.
+    #[allow(dead_code, reason = "each test target uses its part")]
+    fn under(self, allowed: bool) -> Self {
+        if allowed {
+            let stock = |of: Option<Kind>| of != Some(Kind::Postern);
+            let checks = self.checks.into_iter().filter(|check| stock(check.of));
+            let keeps = self.keeps.into_iter().filter(|keep| stock(keep.of));
+            let (checks, keeps) =
+                (checks.map(|check| Check { of: None, ..check }), keeps.map(|keep| Keep { of: None, ..keep }));
+            return Self { checks: checks.collect(), keeps: keeps.collect(), ..self };
+        }
+        let text = format!("Command {} has been disabled: the command is not allowed", self.command());
+        let checks = [
+            check(None, "/error/class is \"CommandNotFound\""),
+            check(None, &format!("/error/desc is {}", Value::from(text))),
+        ];
+        Self { title: self.title, only: self.only, send: self.send, checks: checks.into(), ..Self::default() }
+    }
+
     /// What one agent is asked to do differently; empty if nothing.
     fn own(&self, kind: Kind) -> Vec<(&str, &Op)> {
         self.checks.iter().filter(|check| check.of == Some(kind)).map(|check| (check.at.as_str(), &check.op)).collect()
@@ -119,6 +148,23 @@ pub(crate) struct Script {
     /// What the client wants to write.
     pub(crate) bytes: BTreeMap<String, Vec<u8>>,
     pub(crate) steps: Vec<Step>,
+}
+
+impl Script {
+    /// The transcript as it is to go where a policy allows these commands and
+    /// has no rule for a file.
+    #[allow(dead_code, reason = "each test target uses its part")]
+    pub(crate) fn under(mut self, allowed: impl Fn(&str) -> bool) -> Self {
+        self.steps = self
+            .steps
+            .into_iter()
+            .map(|step| {
+                let allowed = allowed(&step.command());
+                step.under(allowed)
+            })
+            .collect();
+        self
+    }
 }
 
 /// The files, by name. A cell has none of the machine's.

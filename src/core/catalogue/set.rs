@@ -33,6 +33,12 @@ impl CommandSet {
         self.0 & (1 << command as u8) != 0
     }
 
+    /// Whether the set holds no command.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
     /// Adds `command`.
     pub const fn insert(&mut self, command: Command) {
         self.0 |= 1 << command as u8;

@@ -253,12 +253,8 @@ fn telling(facts: FactSet) -> Vec<Rule> {
 pub fn spawner(commands: CommandSet) -> Vec<Rule> {
     let commands: CommandSet =
         Command::all().filter(|&command| command.is_plain() || commands.contains(command)).collect();
-    let any_worker = WorkerPart {
-        commands,
-        redact: CommandSet::EMPTY,
-        telling: Telling::default(),
-        limits: Limits::default(),
-    };
+    let any_worker =
+        WorkerPart { commands, redact: CommandSet::EMPTY, telling: Telling::default(), limits: Limits::default() };
     let rights = Rights::NAMED.iter().fold(Rights::NONE, |all, (right, _)| all.with(*right));
     let any_rule = FileRule { path: "/".into(), rights, except: Vec::new(), optional: false, types: Types::REGULAR };
     let any_opener = OpenerPart { rules: vec![any_rule], create_mode: 0, facts: commands.facts() };

@@ -124,18 +124,44 @@ fn lacks_shutdown(new: &Policy, held: &Held) -> bool {
     !held.unprivileged && new.needs(Act::Shutdown) && !held.shutdown_fits
 }
 
-static ROWS: [Row; 30] = [
+/// How much of a command's answer the host gets: nothing, little, all.
+fn tells(policy: &Policy, command: Command) -> u8 {
+    let (allowed, redacted) = (policy.commands.contains(command), policy.redact.contains(command));
+    u8::from(allowed) + u8::from(allowed && !redacted)
+}
+
+/// A list of `[facts]`: what it holds is all that is told. Without one, all is,
+/// or of commands that are redacted something that no list stands for.
+fn listed<T: PartialEq>(old: &Policy, key: &str, lists: (&[T], &[T])) -> Change {
+    let heeds = |command: Command| command.redaction().is_some_and(|row| row.keys.contains(&key));
+    match lists {
+        ([], []) => Change::Same,
+        ([], _) if !old.redact.iter().any(heeds) => Change::Tightens,
+        ([], _) | (_, []) => Change::Widens,
+        (old, new) => subset(old, new),
+    }
+}
+
+static ROWS: [Row; 33] = [
     // Every file says it, and there is one.
     row(&["version"], |_, _| Change::Same),
-    row(&["profile", "commands.allow", "commands.deny"], |old, new| {
-        let list = |policy: &Policy| policy.commands.iter().collect::<Vec<_>>();
-        subset(&list(old), &list(new))
+    row(&["profile", "commands.allow", "commands.redact", "commands.deny"], |old, new| {
+        let each = Command::all().map(|command| less(&tells(old, command), &tells(new, command)));
+        each.max().unwrap_or(Change::Same)
     })
     .restart(|old, new, held| {
         let freeze = !held.unprivileged && freezes(new) && !held.freezes;
         let open = new.commands.contains(Command::FileOpen) && !held.opens;
         let tell = new.commands.iter().any(|command| !command.is_plain() && !held.commands.contains(command));
         open || tell || freeze || (lacks_shutdown(new, held) && !old.commands.contains(Command::Shutdown))
+    }),
+    row(&["facts.interfaces"], |old, new| listed(old, "interfaces", (&old.facts.interfaces, &new.facts.interfaces))),
+    row(&["facts.mountpoints"], |old, new| {
+        listed(old, "mountpoints", (&old.facts.mountpoints, &new.facts.mountpoints))
+    }),
+    row(&["facts.host_name"], |old, new| match (&old.facts.host_name, &new.facts.host_name) {
+        (None, Some(_)) if old.redact.is_empty() => Change::Tightens,
+        (old, new) => other(old, new),
     }),
     row(&["files.path", "files.rights", "files.except", "files.optional", "files.types"], |old, new| {
         files(&old.files, &new.files)

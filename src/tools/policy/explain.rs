@@ -4,7 +4,7 @@
 //! Trust: computed from the checked policy with the functions that the
 //! processes use themselves (`caps::broker`), so that it cannot drift.
 
-use postern_core::catalogue::Act;
+use postern_core::catalogue::{self, Act, redaction};
 use postern_core::policy::rules::{FileRule, Rights, Types};
 use postern_core::policy::written::{Loaded, Reason, Ruling, Where};
 use postern_core::policy::{Audit, Policy, ShutdownMethod, ShutdownMode};
@@ -42,6 +42,9 @@ pub struct CommandLine {
     pub name: &'static str,
     /// Whether the host may use it.
     pub allowed: bool,
+    /// What the answer says, where it is redacted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redacted: Option<Redacted>,
     /// Why.
     pub why: String,
     /// Where that is written, if it is.
@@ -51,6 +54,19 @@ pub struct CommandLine {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<usize>,
 }
+
+/// A redacted answer.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Redacted {
+    /// What it says.
+    pub answer: &'static str,
+    /// What keeps the rest from the host.
+    pub held_by: &'static str,
+}
+
+/// Redaction is the worker's doing, and a worker is taken for lost.
+const HELD_BY_WORKER: &str = "the worker, which is given what the whole answer is made of: one that fell sees past it";
+const HELD_BY_NOTHING_READ: &str = "nothing is read for it, so nobody sees past it";
 
 /// One file rule.
 #[derive(Clone, Debug, Serialize)]
@@ -87,6 +103,12 @@ pub struct Held {
 /// Everything that is a number or a path.
 #[derive(Clone, Debug, Serialize)]
 pub struct Settings {
+    /// `facts.interfaces`.
+    pub facts_interfaces: Vec<String>,
+    /// `facts.mountpoints`.
+    pub facts_mountpoints: Vec<String>,
+    /// `facts.host_name`; `null` where nothing stands in for it.
+    pub facts_host_name: Option<String>,
     /// `create.mode`, octal.
     pub create_mode: String,
     /// `freeze.limit`, in seconds.
@@ -202,16 +224,29 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn command(ruling: &Ruling) -> CommandLine {
+    let redaction = match ruling.reason {
+        Reason::Redact(_) => redaction::redaction(ruling.name),
+        _ => None,
+    };
+    let redacted = redaction.map(|row| Redacted {
+        answer: row.answer,
+        held_by: if row.reads { HELD_BY_WORKER } else { HELD_BY_NOTHING_READ },
+    });
     let (why, place) = match &ruling.reason {
         Reason::Profile(name, place) => (format!("profile {name}"), Some(place)),
         Reason::Allow(place) => ("allow".to_owned(), Some(place)),
+        Reason::Redact(place) => ("redact".to_owned(), Some(place)),
         Reason::Deny(place) => ("deny".to_owned(), Some(place)),
         Reason::Unnamed => ("nothing allows it".to_owned(), None),
-        Reason::NotOffered => ("postern does not offer it".to_owned(), None),
+        Reason::NotOffered => match catalogue::lookup(ruling.name).and_then(|entry| entry.by_design) {
+            Some(why) => (format!("not offered by design: {why}"), None),
+            None => ("postern does not offer it".to_owned(), None),
+        },
     };
     CommandLine {
         name: ruling.name,
         allowed: ruling.allowed,
+        redacted,
         why,
         file: place.map(|place| place.file.display().to_string()),
         line: place.map(|place| place.line),
@@ -243,6 +278,9 @@ fn rule(rule: &FileRule, place: &Where) -> Rule {
 fn settings(policy: &Policy) -> Settings {
     let Audit { log, fsync, rotate_bytes, keep, keep_time, max_bytes, heads } = &policy.audit;
     Settings {
+        facts_interfaces: policy.facts.interfaces.clone(),
+        facts_mountpoints: policy.facts.mountpoints.iter().map(|path| path.display().to_string()).collect(),
+        facts_host_name: policy.facts.host_name.clone(),
         create_mode: format!("{:04o}", policy.create_mode),
         freeze_limit_seconds: policy.freeze.limit.as_secs(),
         shutdown_modes: policy.shutdown.modes.iter().copied().map(ShutdownMode::name).collect(),

@@ -6,7 +6,7 @@ use std::fmt;
 
 use postern_core::catalogue;
 
-use super::explain::{CommandLine, Explanation, Rule, Settings};
+use super::explain::{CommandLine, Explanation, Redacted, Rule, Settings};
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -19,12 +19,17 @@ impl fmt::Display for Explanation {
         }
         writeln!(f, "\nCommands that it may not")?;
         let refused = self.commands.iter().filter(|line| !line.allowed);
-        let (offered, other): (Vec<_>, Vec<_>) = refused
-            .partition(|line| line.file.is_some() || catalogue::lookup(line.name).is_some_and(|e| e.command.is_some()));
-        for line in offered {
+        let told = |line: &&CommandLine| {
+            let entry = catalogue::lookup(line.name);
+            line.file.is_some() || entry.is_some_and(|entry| entry.command.is_some() || entry.by_design.is_some())
+        };
+        let (told, other): (Vec<_>, Vec<_>) = refused.partition(told);
+        for line in told {
             writeln!(f, "  {line}")?;
         }
-        writeln!(f, "  and {} of stock's that postern does not offer", other.len())?;
+        if !other.is_empty() {
+            writeln!(f, "  and {} of stock's that postern does not offer", other.len())?;
+        }
         writeln!(f, "\nProcesses")?;
         for process in &self.processes {
             write!(f, "{process}")?;
@@ -49,9 +54,11 @@ impl fmt::Display for CommandLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:<29} {}", self.name, self.why)?;
         match (&self.file, self.line) {
-            (Some(file), Some(line)) => write!(f, " ({file}:{line})"),
-            _ => Ok(()),
+            (Some(file), Some(line)) => write!(f, " ({file}:{line})")?,
+            _ => {}
         }
+        let Some(Redacted { answer, held_by }) = self.redacted else { return Ok(()) };
+        write!(f, "\n{:<31} answers {answer}\n{:<31} held by {held_by}", "", "")
     }
 }
 
@@ -98,6 +105,10 @@ impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let modes = if self.shutdown_modes.is_empty() { "none".to_owned() } else { self.shutdown_modes.join(", ") };
         writeln!(f, "Settings")?;
+        let listed = |list: &[String]| if list.is_empty() { "not listed".to_owned() } else { list.join(", ") };
+        writeln!(f, "  facts           interfaces {}", listed(&self.facts_interfaces))?;
+        writeln!(f, "                  mountpoints {}", listed(&self.facts_mountpoints))?;
+        writeln!(f, "                  host name {}", self.facts_host_name.as_deref().unwrap_or("not replaced"))?;
         writeln!(f, "  create mode     {}", self.create_mode)?;
         writeln!(f, "  freeze limit    {} s", self.freeze_limit_seconds)?;
         writeln!(f, "  shutdown        {modes}, by {}", self.shutdown_method)?;

@@ -3,6 +3,7 @@
 //! Trust: run by the operator, with the operator's rights; reads policy files
 //! and looks at paths, changes nothing. Mounted by `main` as [`Command`].
 
+pub mod clients;
 mod explain;
 mod explain_text;
 mod permissions;
@@ -16,6 +17,7 @@ use std::process::ExitCode;
 
 use postern_core::policy::written::{self, Loaded, World};
 
+pub use clients::{Client, Outlook, outlook};
 pub use explain::{Explanation, explain};
 pub use try_open::{Gate, Outcome, Right, try_open};
 
@@ -27,9 +29,15 @@ pub enum Command {
         Examples:\n  postern policy check\n  postern policy check --elsewhere --policy image/etc/postern/policy.toml")]
     Check(Which),
     /// Say what a policy lets the host do, and what holds it to that.
-    #[command(after_help = "Exit status: 0, or 2 if the policy has mistakes.\n\n\
-        Examples:\n  postern policy explain\n  postern policy explain --json | jq '.processes[].capabilities'")]
+    #[command(
+        after_help = "Exit status: 0; 2 if the policy has mistakes; with --client 1 if that does not work at all.\n\n\
+        Examples:\n  postern policy explain\n  postern policy explain --json | jq '.processes[].capabilities'\n  \
+        postern policy explain --client kubevirt"
+    )]
     Explain {
+        /// Say instead what of a client's requests will not work, and why.
+        #[arg(long, value_name = "CLIENT")]
+        client: Option<Client>,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -75,7 +83,12 @@ impl Command {
     pub fn run(self) -> ExitCode {
         match self {
             Self::Check(which) => check(&which),
-            Self::Explain { json, which } => with_policy(&which, |loaded| {
+            Self::Explain { client: Some(client), json, which } => with_policy(&which, |loaded| {
+                let outlook = outlook(loaded, client);
+                print!("{}", if json { outlook.json() } else { outlook.to_string() });
+                if outlook.works { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            }),
+            Self::Explain { client: None, json, which } => with_policy(&which, |loaded| {
                 let explanation = explain(loaded);
                 print!("{}", if json { explanation.json() } else { explanation.to_string() });
                 ExitCode::SUCCESS

@@ -4,7 +4,8 @@
 
 use std::fmt::Write;
 
-use postern_core::policy::written::keys::{self, Key, TABLES, Type};
+use postern_core::policy::telling::{MAX_HOST_NAME, MAX_MOUNTPOINT, MAX_MOUNTPOINTS, MAX_PATTERN, MAX_PATTERNS};
+use postern_core::policy::written::keys::{self, Among, Key, TABLES, Type};
 use postern_core::policy::written::profiles::{PROFILES, Profile};
 
 const HEAD: &str = "\
@@ -38,7 +39,9 @@ fn write(text: &mut String) -> std::fmt::Result {
     writeln!(text, "\n## Profiles\n\n| profile | what for | commands |\n|---|---|---|")?;
     for profile in &PROFILES {
         let commands: Vec<String> = profile.commands.iter().map(|command| format!("`{command}`")).collect();
-        writeln!(text, "| `{}` | {} | {} |", profile.name, profile.doc, commands.join(", "))?;
+        let modes: Vec<&str> = profile.modes.iter().map(|mode| mode.name()).collect();
+        let modes = if modes.is_empty() { String::new() } else { format!("; shutdown: {}", modes.join(", ")) };
+        writeln!(text, "| `{}` | {} | {}{modes} |", profile.name, profile.doc, commands.join(", "))?;
     }
     Ok(())
 }
@@ -62,8 +65,19 @@ fn takes(takes: Type) -> String {
         Type::Choice(of) => format!("one of {}", words(of)),
         Type::Choices { of, least: 0 } => format!("a list out of {}", words(of)),
         Type::Choices { of, .. } => format!("a list of one or more out of {}", words(of)),
-        Type::Commands { offered: true } => "a list of commands that postern offers".to_owned(),
-        Type::Commands { offered: false } => "a list of commands that postern or stock `qemu-ga` knows".to_owned(),
+        Type::Commands(Among::Offered) => "a list of commands that postern offers".to_owned(),
+        Type::Commands(Among::Known) => "a list of commands that postern or stock `qemu-ga` knows".to_owned(),
+        Type::Commands(among) => {
+            let names: Vec<String> = among.names().map(|name| format!("`{name}`")).collect();
+            format!("a list out of {}", names.join(", "))
+        }
+        Type::Mountpoints => format!(
+            "a list of at most {MAX_MOUNTPOINTS} such paths as `files.path` takes, of at most {MAX_MOUNTPOINT} bytes"
+        ),
+        Type::Patterns => {
+            format!("a list of at most {MAX_PATTERNS} patterns of 1 to {MAX_PATTERN} letters, digits and `_.@+-*?`")
+        }
+        Type::HostName => format!("a string of 1 to {MAX_HOST_NAME} letters, digits, `-` and `.`"),
         Type::Path => "an absolute path without `.`, `..`, doubled or trailing slash".to_owned(),
         Type::Paths => "a list of absolute paths without `.`, `..`, doubled or trailing slash".to_owned(),
         Type::Size { min, max } => {
@@ -84,9 +98,12 @@ fn takes(takes: Type) -> String {
 pub fn profile(profile: &Profile) -> String {
     let commands: Vec<String> = profile.commands.iter().map(|command| format!("    \"{command}\",\n")).collect();
     let commands = commands.concat();
+    let modes: Vec<String> = profile.modes.iter().map(|mode| format!("\"{}\"", mode.name())).collect();
+    let modes =
+        if modes.is_empty() { String::new() } else { format!("\n[shutdown]\nmodes = [{}]\n", modes.join(", ")) };
     format!(
         "# What profile = \"{}\" means, written out. Not to be installed: write the name.\n#\n# {}\n\nversion = 1\n\n\
-         [commands]\nallow = [\n{commands}]\n",
+         [commands]\nallow = [\n{commands}]\n{modes}",
         profile.name, profile.doc
     )
 }

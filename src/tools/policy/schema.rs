@@ -5,12 +5,18 @@
 //!
 //! Trust: plain data. `policy/schema.json` is held equal to this by a test.
 
-use postern_core::catalogue::{CATALOGUE, Command};
+use postern_core::policy::telling::{MAX_HOST_NAME, MAX_MOUNTPOINT, MAX_MOUNTPOINTS, MAX_PATTERN, MAX_PATTERNS};
 use postern_core::policy::written::keys::{self, Key, MAX_GROUPS, MAX_ID, MAX_PATH, MAX_RULES, TABLES, Type};
 use serde_json::{Map, Value, json};
 
 /// An absolute path in plain form: what `rules::is_canonical` accepts.
 const PATH: &str = r"^/(([^/.\u0000][^/\u0000]*|\.[^/.\u0000][^/\u0000]*|\.\.[^/\u0000]+)(/([^/.\u0000][^/\u0000]*|\.[^/.\u0000][^/\u0000]*|\.\.[^/\u0000]+))*)?$";
+
+/// A pattern of interface names.
+const PATTERN: &str = "^[A-Za-z0-9_.@+*?-]+$";
+
+/// A host name.
+const HOST_NAME: &str = "^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$";
 
 /// The schema.
 #[must_use]
@@ -80,11 +86,19 @@ fn takes(takes: Type) -> Value {
             list["minItems"] = json!(least);
             list
         }
-        Type::Commands { offered: true } => {
-            list(json!({ "enum": Command::all().map(Command::name).collect::<Vec<_>>() }))
-        }
-        Type::Commands { offered: false } => list(json!({ "enum": CATALOGUE.map(|entry| entry.name).to_vec() })),
+        Type::Commands(among) => list(json!({ "enum": among.names().collect::<Vec<_>>() })),
         Type::Path => path,
+        Type::Mountpoints => {
+            let mut list = list(json!({ "type": "string", "pattern": PATH, "maxLength": MAX_MOUNTPOINT }));
+            list["maxItems"] = json!(MAX_MOUNTPOINTS);
+            list
+        }
+        Type::Patterns => {
+            let mut list = list(json!({ "type": "string", "pattern": PATTERN, "maxLength": MAX_PATTERN }));
+            list["maxItems"] = json!(MAX_PATTERNS);
+            list
+        }
+        Type::HostName => json!({ "type": "string", "pattern": HOST_NAME, "maxLength": MAX_HOST_NAME }),
         Type::Paths => list(path),
         Type::Size { min, max } => json!({ "anyOf": [
             { "type": "integer", "minimum": min, "maximum": max },

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::mistake::{Kind, Place, Report};
-use super::read::{At, Value, Written};
-use super::{World, paths, profiles, tables};
+use super::read::{At, Settings, Value, Written};
+use super::{World, keys, paths, profiles, tables};
 use crate::catalogue::Command::{
     FileOpen, FsfreezeFreeze, FsfreezeFreezeList, FsfreezeStatus, FsfreezeThaw, Shutdown as ShutdownCommand, Sync,
     SyncDelimited,
 };
+use crate::catalogue::redaction::REDACTIONS;
 use crate::catalogue::{CATALOGUE, Command, CommandSet};
-use crate::policy::telling::Telling;
 use crate::policy::{Freeze, Limits, Policy, Shutdown, ShutdownMethod, ShutdownMode};
 
 /// A line of a policy file.
@@ -33,6 +33,8 @@ pub enum Reason {
     Profile(&'static str, Where),
     /// `allow` names it.
     Allow(Where),
+    /// `redact` names it.
+    Redact(Where),
     /// `deny` names it.
     Deny(Where),
     /// Nothing allows it.
@@ -68,11 +70,9 @@ pub(super) fn check(written: &Written, report: &mut Report, world: &World, own: 
     let number = |table, name| settings.number(table, name).map_or(0, |at| at.value);
     let small = |table, name| u32::try_from(number(table, name)).unwrap_or(u32::MAX);
 
-    let (rulings, commands) = commands(written, report);
+    let (rulings, commands, redact) = commands(written, report);
     let shutdown = Shutdown {
-        modes: settings.list("shutdown", "modes").map_or_else(Vec::new, |at| {
-            at.value.iter().filter_map(|item| ShutdownMode::from_name(item.text())).collect()
-        }),
+        modes: modes(settings, &rulings),
         method: match settings.text("shutdown", "method").map(|at| at.value) {
             Some("kernel") => ShutdownMethod::Kernel,
             Some("auto") => ShutdownMethod::Auto,
@@ -84,8 +84,8 @@ pub(super) fn check(written: &Written, report: &mut Report, world: &World, own: 
     let policy = Policy {
         digest: [0; 32],
         commands,
-        redact: CommandSet::EMPTY,
-        facts: Telling::default(),
+        redact,
+        facts: tables::telling(settings),
         files,
         create_mode: small("create", "mode"),
         freeze: Freeze { limit: Duration::from_secs(number("freeze", "limit")) },
@@ -119,6 +119,17 @@ pub(super) fn check(written: &Written, report: &mut Report, world: &World, own: 
     (policy, why)
 }
 
+/// Those that the files set; else, where the profile allows `guest-shutdown`, the
+/// profile's.
+fn modes(settings: &Settings, rulings: &[Decided]) -> Vec<ShutdownMode> {
+    let written = settings.list("shutdown", "modes").filter(|at| at.place.source != 0);
+    match (written, &rulings[ShutdownCommand as usize]) {
+        (Some(at), _) => at.value.iter().filter_map(|item| ShutdownMode::from_name(item.text())).collect(),
+        (None, Decided::Profile(name, _)) => profiles::lookup(name).map_or(&[][..], |profile| profile.modes).to_vec(),
+        (None, _) => Vec::new(),
+    }
+}
+
 /// Places of postern itself that no rule may reach.
 pub(super) struct Own<'a> {
     pub(super) policy: &'a [PathBuf],
@@ -130,6 +141,7 @@ pub(super) struct Own<'a> {
 enum Decided {
     Profile(&'static str, Place),
     Allow(Place),
+    Redact(Place),
     Deny(Place),
     Unnamed,
     NotOffered,
@@ -138,13 +150,13 @@ enum Decided {
 impl Decided {
     const fn place(&self) -> Option<Place> {
         match self {
-            Self::Profile(_, place) | Self::Allow(place) | Self::Deny(place) => Some(*place),
+            Self::Profile(_, place) | Self::Allow(place) | Self::Redact(place) | Self::Deny(place) => Some(*place),
             Self::Unnamed | Self::NotOffered => None,
         }
     }
 
     const fn allows(&self) -> bool {
-        matches!(self, Self::Profile(..) | Self::Allow(_))
+        matches!(self, Self::Profile(..) | Self::Allow(_) | Self::Redact(_))
     }
 
     fn into_public(self, name: &'static str, report: &Report) -> Ruling {
@@ -152,6 +164,7 @@ impl Decided {
         let reason = match self {
             Self::Profile(profile, place) => Reason::Profile(profile, whereabouts(place, report)),
             Self::Allow(place) => Reason::Allow(whereabouts(place, report)),
+            Self::Redact(place) => Reason::Redact(whereabouts(place, report)),
             Self::Deny(place) => Reason::Deny(whereabouts(place, report)),
             Self::Unnamed => Reason::Unnamed,
             Self::NotOffered => Reason::NotOffered,
@@ -164,37 +177,52 @@ fn whereabouts(place: Place, report: &Report) -> Where {
     Where { file: report.sources[place.source].path.clone(), line: report.line(place) }
 }
 
-/// Decides each row of the catalogue: deny, else allow, else the profile.
-fn commands(written: &Written, report: &mut Report) -> (Vec<Decided>, CommandSet) {
+/// Decides each row of the catalogue: deny, else redact, else allow, else the
+/// profile. With it, what is allowed, and what of that is redacted.
+fn commands(written: &Written, report: &mut Report) -> (Vec<Decided>, CommandSet, CommandSet) {
     let settings = &written.settings;
     let items = |name| settings.all("commands", name).filter_map(as_list).flatten();
     let profile = settings.text("", "profile").and_then(|at| Some((profiles::lookup(at.value)?, at.place)));
-    for denied in items("deny") {
-        let same_file =
-            |allowed: &&At<Value>| allowed.text() == denied.text() && allowed.place.source == denied.place.source;
-        if items("allow").any(|allowed| same_file(&allowed)) {
-            let what = format!("{} is both allowed and denied in this file", denied.text());
-            report.error(Kind::AllowedAndDenied, denied.place, what, "name it once; 'deny' wins over other files");
+    for (winner, loser, both) in [
+        ("deny", "allow", "both allowed and denied"),
+        ("deny", "redact", "both redacted and denied"),
+        ("redact", "allow", "both allowed and redacted"),
+    ] {
+        for at in items(winner) {
+            let same = |other: &At<Value>| other.text() == at.text() && other.place.source == at.place.source;
+            if items(loser).any(same) {
+                let what = format!("{} is {both} in this file", at.text());
+                let help = format!("name it once; '{winner}' wins over '{loser}' of other files");
+                report.error(Kind::NamedTwice, at.place, what, help);
+            }
         }
     }
     let rulings: Vec<Decided> = CATALOGUE
         .iter()
         .map(|entry| {
             let named = |name| items(name).find(|item| item.text() == entry.name);
-            match (entry.command, named("deny"), named("allow"), profile) {
+            match (entry.command, named("deny"), named("redact"), named("allow"), profile) {
                 (_, Some(denied), ..) => Decided::Deny(denied.place),
                 (None, ..) => Decided::NotOffered,
-                (_, _, Some(allowed), _) => Decided::Allow(allowed.place),
-                (Some(command), _, _, Some((profile, place))) if profile.set().contains(command) => {
+                (_, _, Some(redacted), ..) => Decided::Redact(redacted.place),
+                (_, _, _, Some(allowed), _) => Decided::Allow(allowed.place),
+                (Some(command), _, _, _, Some((profile, place))) if profile.set().contains(command) => {
                     Decided::Profile(profile.name, place)
                 }
                 _ => Decided::Unnamed,
             }
         })
         .collect();
-    let allowed = CATALOGUE.iter().zip(&rulings).filter(|(_, ruling)| ruling.allows());
-    let set = allowed.filter_map(|(entry, _)| entry.command).collect();
-    (rulings, set)
+    let those = |are: fn(&Decided) -> bool| {
+        CATALOGUE
+            .iter()
+            .zip(&rulings)
+            .filter(|(_, ruling)| are(ruling))
+            .filter_map(|(entry, _)| entry.command)
+            .collect()
+    };
+    let (allowed, redacted) = (those(Decided::allows), those(|ruling| matches!(ruling, Decided::Redact(_))));
+    (rulings, allowed, redacted)
 }
 
 fn as_list(at: &At<Value>) -> Option<&Vec<At<Value>>> {
@@ -209,7 +237,7 @@ fn families(policy: &Policy, rulings: &[Decided], written: &Written, rules: &[Pl
     }
     let good_so_far = !report.has_errors();
     let known = |keys: &[&str]| !keys.iter().any(|key| written.tainted.iter().any(|tainted| tainted == key));
-    if !known(&["profile", "commands.allow", "commands.deny"]) {
+    if !known(&["profile", "commands.allow", "commands.redact", "commands.deny"]) {
         return;
     }
     let allowed = policy.commands;
@@ -265,6 +293,16 @@ fn unused(
     if let Some(modes) = modes.filter(|modes| !modes.value.is_empty() && !allowed.contains(ShutdownCommand)) {
         let what = format!("{ShutdownCommand} is not allowed, so these modes have no use");
         report.warn(Kind::IdleSetting, modes.place, what, format!("allow \"{ShutdownCommand}\", or leave them out"));
+    }
+    for key in keys::of_table("facts") {
+        let heeds = |command: Command| command.redaction().is_some_and(|row| row.keys.contains(&key.name));
+        let setting = written.settings.all("facts", key.name).last();
+        if let Some(setting) = setting.filter(|_| !allowed.iter().any(heeds)) {
+            let of = REDACTIONS.iter().filter(|row| row.keys.contains(&key.name)).map(|row| row.name);
+            let of = of.collect::<Vec<_>>().join(" nor ");
+            let what = format!("{of} is not allowed, so this has no use");
+            report.warn(Kind::IdleSetting, setting.place, what, "allow or redact it, or leave this out");
+        }
     }
     if !allowed.contains(Sync) && !allowed.contains(SyncDelimited) {
         let what = format!("neither {SyncDelimited} nor {Sync} is allowed: hosts cannot connect");

@@ -6,6 +6,7 @@
 //! Trust: plain data, no input. Anyone may read it.
 
 use super::profiles;
+use crate::catalogue::{CATALOGUE, Entry};
 
 /// What a key takes. Bounds are inclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,16 +22,19 @@ pub enum Type {
         /// The shortest list.
         least: usize,
     },
-    /// A list of command names, none twice. If `offered`, only those that this
-    /// postern offers; else every name that stock `qemu-ga` knows.
-    Commands {
-        /// Whether the command must be one that postern offers.
-        offered: bool,
-    },
+    /// A list of command names, none twice.
+    Commands(Among),
     /// An absolute path without `.`, `..`, doubled or trailing slash.
     Path,
     /// A list of such paths, none twice.
     Paths,
+    /// A list of such paths of filesystems, none twice, few and short enough for
+    /// the worker to be told.
+    Mountpoints,
+    /// A list of patterns of interface names, none twice.
+    Patterns,
+    /// A host name.
+    HostName,
     /// Bytes: an integer, or a string with `KiB` or `MiB`.
     Size {
         /// Smallest, in bytes.
@@ -60,6 +64,34 @@ pub enum Type {
     Account,
     /// A list of groups, names or numbers, none twice.
     Groups,
+}
+
+/// Which commands a list takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Among {
+    /// Every one that stock `qemu-ga` knows.
+    Known,
+    /// Those that this postern offers.
+    Offered,
+    /// Those of them whose answer can be redacted.
+    Redactable,
+}
+
+impl Among {
+    /// Whether it takes this command.
+    #[must_use]
+    pub fn takes(self, entry: &Entry) -> bool {
+        match self {
+            Self::Known => true,
+            Self::Offered => entry.command.is_some(),
+            Self::Redactable => entry.command.is_some_and(|command| command.redaction().is_some()),
+        }
+    }
+
+    /// The names that it takes, in catalogue order.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        CATALOGUE.iter().filter(move |entry| self.takes(entry)).map(|entry| entry.name)
+    }
 }
 
 /// A table of the file.
@@ -138,13 +170,19 @@ pub const MAX_RULES: usize = 1024;
 pub const MAX_PATH: usize = 4095;
 
 /// Every table, in the order of the reference.
-pub static TABLES: [Table; 11] = [
+pub static TABLES: [Table; 12] = [
     Table { name: "", repeated: false, doc: "Above every table." },
     Table {
         name: "commands",
         repeated: false,
-        doc: "Which commands the host may use: the profile's and those of `allow`, less those of `deny`. What is named \
-              nowhere is refused.",
+        doc: "Which commands the host may use: the profile's, those of `allow` and those of `redact`, less those of \
+              `deny`. What is named nowhere is refused.",
+    },
+    Table {
+        name: "facts",
+        repeated: false,
+        doc: "How much the guest's answers about itself tell. What is listed here holds for allowed and for redacted \
+              commands; where nothing is listed, an allowed command tells all and a redacted one little.",
     },
     Table {
         name: "files",
@@ -184,7 +222,7 @@ pub static TABLES: [Table; 11] = [
 ];
 
 /// Every key, in the order of the reference.
-pub static KEYS: [Key; 39] = [
+pub static KEYS: [Key; 43] = [
     Key::new("", "version", Type::Version, "1", "The format of the file. Every file says it, drop-ins too.").required(),
     Key::new(
         "",
@@ -197,7 +235,7 @@ pub static KEYS: [Key; 39] = [
     Key::new(
         "commands",
         "allow",
-        Type::Commands { offered: true },
+        Type::Commands(Among::Offered),
         "[\"guest-shutdown\"]",
         "Commands to allow beside the profile's. Lists of all files add up. There are no patterns: they would grow \
          with an upgrade.",
@@ -205,10 +243,45 @@ pub static KEYS: [Key; 39] = [
     Key::new(
         "commands",
         "deny",
-        Type::Commands { offered: false },
+        Type::Commands(Among::Known),
         "[\"guest-file-write\"]",
         "Commands to refuse, whatever allows them in whichever file. Lists of all files add up. Commands that only \
          stock has may be named too.",
+    ),
+    Key::new(
+        "commands",
+        "redact",
+        Type::Commands(Among::Redactable),
+        "[\"guest-get-host-name\"]",
+        "Commands to offer whose answers are valid and say little: what each says then, `postern policy explain` tells. \
+         For clients that ask whether a command is there, or go wrong without an answer. Counts over `allow` and \
+         profile, `deny` over it, wherever they stand. Lists of all files add up.",
+    ),
+    Key::new(
+        "facts",
+        "interfaces",
+        Type::Patterns,
+        "[\"eth*\", \"ens?\"]",
+        "The network interfaces that `guest-network-get-interfaces` and `guest-network-get-route` name: patterns in \
+         which `*` stands for any characters and `?` for one. Where none is listed, a redacted answer leaves out \
+         loopback and what containers and guests in the guest have (`veth*`, `docker*`, `br-*`, `cni*`, `cali*`, \
+         `virbr*` and others).",
+    ),
+    Key::new(
+        "facts",
+        "mountpoints",
+        Type::Mountpoints,
+        "[\"/\", \"/srv/data\"]",
+        "The filesystems that `guest-get-fsinfo` names, by where they are mounted, exactly. Where none is listed, a \
+         redacted answer names that at `/`.",
+    ),
+    Key::new(
+        "facts",
+        "host_name",
+        Type::HostName,
+        "\"web\"",
+        "What `guest-get-host-name` answers in place of the host name; a redacted answer is \"guest\" where nothing is \
+         written.",
     ),
     Key::new(
         "files",
@@ -276,7 +349,8 @@ pub static KEYS: [Key; 39] = [
         "modes",
         Type::Choices { of: &["powerdown", "halt", "reboot"], least: 0 },
         "[\"powerdown\", \"reboot\"]",
-        "What the host may ask `guest-shutdown` for. The command asks for `powerdown` where it names no mode.",
+        "What the host may ask `guest-shutdown` for. The command asks for `powerdown` where it names no mode. Where no \
+         file sets this, a profile that holds the command brings modes of its own.",
     )
     .default("[]"),
     Key::new(

@@ -22,6 +22,7 @@ pub enum Kind {
     UnknownChoice,
     UnknownCommand,
     NotOffered,
+    NotRedactable,
     RelativePath,
     NotCanonical,
     Repeated,
@@ -38,7 +39,7 @@ pub enum Kind {
     NotUtf8,
     TooLarge,
     TextOutOfRange,
-    AllowedAndDenied,
+    NamedTwice,
     ShutdownWithoutModes,
     FreezeWithoutThaw,
     UnknownAccount,
@@ -85,6 +86,7 @@ impl Kind {
                 | Self::UnknownChoice
                 | Self::UnknownCommand
                 | Self::NotOffered
+                | Self::NotRedactable
                 | Self::RelativePath
                 | Self::NotCanonical
                 | Self::Repeated

@@ -1,4 +1,5 @@
-//! Profiles: named sets of commands, as data.
+//! Profiles: named sets of commands, and of shutdown modes where they hold that
+//! command, as data.
 //!
 //! What a profile holds never changes under the same policy version, so that an
 //! upgrade of postern never widens a policy: a new set gets a new name. A test
@@ -11,6 +12,7 @@ use crate::catalogue::Command::{
     FsfreezeThaw, Info, Ping, Sync, SyncDelimited,
 };
 use crate::catalogue::{Command, CommandSet};
+use crate::policy::ShutdownMode;
 
 /// A named set of commands.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +21,9 @@ pub struct Profile {
     pub name: &'static str,
     /// What it allows.
     pub commands: &'static [Command],
+    /// What it lets the host ask `guest-shutdown` for, where no file sets
+    /// `shutdown.modes`.
+    pub modes: &'static [ShutdownMode],
     /// One paragraph for people.
     pub doc: &'static str,
 }
@@ -36,17 +41,20 @@ pub static PROFILES: [Profile; 3] = [
     Profile {
         name: "minimal",
         commands: &[SyncDelimited, Sync, Ping, Info],
+        modes: &[],
         doc: "The host can see that the agent lives and what it offers; nothing else.",
     },
     Profile {
         name: "backup",
         commands: &[SyncDelimited, Sync, Ping, Info, FsfreezeStatus, FsfreezeFreeze, FsfreezeFreezeList, FsfreezeThaw],
+        modes: &[],
         doc: "minimal, and freezing filesystems for a consistent snapshot. No shutdown: who takes backups need not \
               switch guests off, and without it the broker holds no CAP_KILL.",
     },
     Profile {
         name: "files",
         commands: &[SyncDelimited, Sync, Ping, Info, FileOpen, FileClose, FileRead, FileWrite, FileSeek, FileFlush],
+        modes: &[],
         doc: "minimal, and the file commands. They reach what [[files]] rules name and nothing else; the broker needs \
               no capability for them.",
     },
@@ -76,5 +84,8 @@ mod tests {
     fn a_profile_never_changes() {
         let bits = PROFILES.map(|profile| profile.set().bits());
         assert_eq!(bits, [0b000_0000_0000_1111, 0b111_1000_0000_1111, 0b000_0111_1110_1111]);
+        for profile in &PROFILES {
+            assert_eq!(profile.modes.is_empty(), !profile.commands.contains(&Command::Shutdown), "{}", profile.name);
+        }
     }
 }

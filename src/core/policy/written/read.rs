@@ -117,7 +117,9 @@ pub(super) fn source(index: usize, written: &mut Written, report: &mut Report) {
                 report.error(Kind::Syntax, place, what, help);
             }
         }
-        written.tainted.extend(["profile", "commands.allow", "commands.deny", "shutdown.modes"].map(str::to_owned));
+        written.tainted.extend(
+            ["profile", "commands.allow", "commands.redact", "commands.deny", "shutdown.modes"].map(str::to_owned),
+        );
         return;
     }
     let mut top = BTreeMap::new();

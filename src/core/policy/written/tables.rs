@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::World;
 use super::mistake::{Kind, Place, Report};
 use super::read::{At, Settings, Value, Written};
+use crate::policy::telling::Telling;
 use crate::policy::{Account, Audit, Channel, Fsync, Heads, Identities, Vsock};
 
 pub(super) fn audit(settings: &Settings) -> Audit {
@@ -33,6 +34,15 @@ pub(super) fn audit(settings: &Settings) -> Audit {
             records: number("head_records"),
             interval: Duration::from_secs(number("head_interval")),
         },
+    }
+}
+
+pub(super) fn telling(settings: &Settings) -> Telling {
+    let list = |name| settings.list("facts", name).map_or(&[][..], |at| at.value).iter().map(At::text);
+    Telling {
+        interfaces: list("interfaces").map(str::to_owned).collect(),
+        mountpoints: list("mountpoints").map(PathBuf::from).collect(),
+        host_name: settings.text("facts", "host_name").map(|at| at.value.to_owned()),
     }
 }
 

@@ -7,11 +7,12 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeArray, DeValue};
 
-use super::keys::{MAX_GROUPS, MAX_ID, MAX_PATH, Type};
+use super::keys::{Among, MAX_GROUPS, MAX_ID, MAX_PATH, Type};
 use super::mistake::{Kind, Place, Report, nearest, quoted};
 use super::read::{At, Value, no_choice};
-use crate::catalogue::{self, CATALOGUE, Command};
+use crate::catalogue;
 use crate::policy::rules::is_canonical;
+use crate::policy::telling::{MAX_HOST_NAME, MAX_MOUNTPOINT, MAX_MOUNTPOINTS, MAX_PATTERN, MAX_PATTERNS};
 
 /// Reads `value` as `takes`.
 pub(super) fn read(takes: Type, value: &Spanned<DeValue<'_>>, source: usize, report: &mut Report) -> Option<At<Value>> {
@@ -37,7 +38,7 @@ pub(super) fn read(takes: Type, value: &Spanned<DeValue<'_>>, source: usize, rep
             }
             Value::Text(word.to_string())
         }
-        (Type::Path, DeValue::String(text)) => Value::Text(path(text, place, report)?),
+        (Type::Path, DeValue::String(text)) => Value::Text(path(text, MAX_PATH, place, report)?),
         (Type::Flag, DeValue::Boolean(flag)) => Value::Flag(*flag),
         (Type::Mode, DeValue::String(text)) => Value::Number(mode(text, place, report)?),
         (Type::Duration { min, max }, DeValue::String(text)) => Value::Number(duration(text, min, max, place, report)?),
@@ -66,24 +67,35 @@ pub(super) fn read(takes: Type, value: &Spanned<DeValue<'_>>, source: usize, rep
             }
             list
         }
-        (Type::Commands { offered }, DeValue::Array(items)) => {
+        (Type::Commands(among), DeValue::Array(items)) => {
             list(items, source, report, |item, place, report| match item.get_ref() {
-                DeValue::String(name) => command(name, offered, place, report),
+                DeValue::String(name) => command(name, among, place, report),
                 _ => wrong_item("a command name", item, place, report),
             })?
         }
         (Type::Paths, DeValue::Array(items)) => {
             list(items, source, report, |item, place, report| match item.get_ref() {
-                DeValue::String(text) => path(text, place, report).map(Value::Text),
+                DeValue::String(text) => path(text, MAX_PATH, place, report).map(Value::Text),
                 _ => wrong_item("a path", item, place, report),
             })?
         }
+        (Type::Mountpoints, DeValue::Array(items)) => {
+            at_most(MAX_MOUNTPOINTS, "mountpoints", items, place, report)?;
+            list(items, source, report, |item, place, report| match item.get_ref() {
+                DeValue::String(text) => path(text, MAX_MOUNTPOINT, place, report).map(Value::Text),
+                _ => wrong_item("a path", item, place, report),
+            })?
+        }
+        (Type::Patterns, DeValue::Array(items)) => {
+            at_most(MAX_PATTERNS, "patterns", items, place, report)?;
+            list(items, source, report, |item, place, report| match item.get_ref() {
+                DeValue::String(text) => pattern(text, place, report),
+                _ => wrong_item("a pattern", item, place, report),
+            })?
+        }
+        (Type::HostName, DeValue::String(text)) => host_name(text, place, report)?,
         (Type::Groups, DeValue::Array(items)) => {
-            if items.len() > MAX_GROUPS {
-                let what = format!("the list holds {} groups", items.len());
-                report.error(Kind::TooMany, place, what, format!("write at most {MAX_GROUPS}"));
-                return None;
-            }
+            at_most(MAX_GROUPS, "groups", items, place, report)?;
             list(items, source, report, |item, place, report| match item.get_ref() {
                 DeValue::String(_) | DeValue::Integer(_) => name_or_id(item, place, report),
                 _ => wrong_item("a group", item, place, report),
@@ -133,6 +145,15 @@ fn same(one: &Value, other: &Value) -> bool {
     }
 }
 
+fn at_most(most: usize, of: &str, items: &DeArray<'_>, place: Place, report: &mut Report) -> Option<()> {
+    if items.len() > most {
+        let what = format!("the list holds {} {of}", items.len());
+        report.error(Kind::TooMany, place, what, format!("write at most {most}"));
+        return None;
+    }
+    Some(())
+}
+
 fn wrong_item(wanted: &str, item: &Spanned<DeValue<'_>>, place: Place, report: &mut Report) -> Option<Value> {
     let what = format!("the list holds {}", found(item.get_ref()));
     report.error(Kind::WrongType, place, what, format!("write {wanted} in quotes"));
@@ -154,15 +175,16 @@ fn in_range(value: &Spanned<DeValue<'_>>, min: u64, max: u64, place: Place, repo
     number
 }
 
-fn path(text: &str, place: Place, report: &mut Report) -> Option<String> {
+fn path(text: &str, longest: usize, place: Place, report: &mut Report) -> Option<String> {
     if !text.starts_with('/') {
         let what = format!("path {} is relative", quoted(text));
         report.error(Kind::RelativePath, place, what, "write it from / on");
         return None;
     }
-    if text.len() > MAX_PATH {
+    if text.len() > longest {
         let what = format!("the path has {} bytes", text.len());
-        report.error(Kind::TooLong, place, what, format!("Linux takes at most {MAX_PATH}"));
+        let takes = if longest == MAX_PATH { "Linux takes" } else { "this takes" };
+        report.error(Kind::TooLong, place, what, format!("{takes} at most {longest}"));
         return None;
     }
     if !is_canonical(Path::new(text)) {
@@ -273,30 +295,64 @@ fn duration(text: &str, min: u64, max: u64, place: Place, report: &mut Report) -
     Some(seconds)
 }
 
-fn command(name: &str, offered: bool, place: Place, report: &mut Report) -> Option<Value> {
+fn command(name: &str, among: Among, place: Place, report: &mut Report) -> Option<Value> {
     match catalogue::lookup(name) {
-        Some(entry) if entry.command.is_some() || !offered => Some(Value::Text(name.to_owned())),
+        Some(entry) if among.takes(entry) => Some(Value::Text(name.to_owned())),
+        Some(entry) if entry.command.is_some() => {
+            let what = format!("{name} has no answer that could say less");
+            report.error(Kind::NotRedactable, place, what, "name it under 'deny', or leave it out");
+            None
+        }
         Some(_) => {
             let what = format!("stock has {name}, this postern does not offer it");
             report.error(Kind::NotOffered, place, what, "leave it out");
             None
         }
         None => {
-            let names = || CATALOGUE.iter().filter(|entry| entry.command.is_some() || !offered).map(|entry| entry.name);
             let full = format!("guest-{name}");
             let help = if name.contains('*') {
                 "name each command: a pattern would grow with an upgrade".to_owned()
-            } else if names().any(|known| known == full) {
+            } else if among.names().any(|known| known == full) {
                 format!("write \"{full}\"")
-            } else if let Some(near) = nearest(name, names()) {
+            } else if let Some(near) = nearest(name, among.names()) {
                 format!("write \"{near}\"")
             } else {
-                format!("the commands are {}", Command::all().map(Command::name).collect::<Vec<_>>().join(", "))
+                format!("the commands are {}", told(among).collect::<Vec<_>>().join(", "))
             };
             report.error(Kind::UnknownCommand, place, format!("there is no command {}", quoted(name)), help);
             None
         }
     }
+}
+
+/// The names to tell of where one is wrong: those that postern offers, at most.
+fn told(among: Among) -> impl Iterator<Item = &'static str> {
+    if among == Among::Known { Among::Offered } else { among }.names()
+}
+
+/// What [`super::super::telling`] takes for a pattern.
+fn pattern(text: &str, place: Place, report: &mut Report) -> Option<Value> {
+    let takes = |c: char| c.is_ascii_alphanumeric() || "_.@+*?-".contains(c);
+    if !text.is_empty() && text.len() <= MAX_PATTERN && text.chars().all(takes) {
+        return Some(Value::Text(text.to_owned()));
+    }
+    let what = format!("{} is no pattern of interface names", quoted(text));
+    let help = format!("write 1 to {MAX_PATTERN} characters such as \"eth*\": * is any, ? is one, there are no others");
+    report.error(Kind::BadName, place, what, help);
+    None
+}
+
+fn host_name(text: &str, place: Place, report: &mut Report) -> Option<Value> {
+    let takes = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let good = ends(text.chars().next()) && ends(text.chars().last()) && text.chars().all(takes);
+    if good && text.len() <= MAX_HOST_NAME {
+        return Some(Value::Text(text.to_owned()));
+    }
+    let what = format!("{} is no host name", quoted(text));
+    let help = format!("write 1 to {MAX_HOST_NAME} letters, digits, '-' and '.', such as \"guest\"");
+    report.error(Kind::BadName, place, what, help);
+    None
 }
 
 fn name_or_id(value: &Spanned<DeValue<'_>>, place: Place, report: &mut Report) -> Option<Value> {
@@ -317,10 +373,12 @@ fn wanted(takes: Type) -> &'static str {
     match takes {
         Type::Version | Type::Count { .. } => "an integer",
         Type::Choice(_) => "a string",
+        Type::HostName => "a host name in quotes",
+        Type::Patterns => "a list of patterns",
         Type::Path => "a path in quotes",
         Type::Choices { .. } => "a list of strings",
-        Type::Commands { .. } => "a list of command names",
-        Type::Paths => "a list of paths",
+        Type::Commands(_) => "a list of command names",
+        Type::Paths | Type::Mountpoints => "a list of paths",
         Type::Size { .. } => "a size",
         Type::Duration { .. } => "a duration with its unit",
         Type::Mode => "octal digits in quotes",
@@ -336,9 +394,12 @@ fn shape(takes: Type) -> String {
         Type::Version => "version = 1".to_owned(),
         Type::Choice(words) => super::mistake::one_of(words),
         Type::Choices { of, .. } => format!("a list such as [\"{}\"]", of[0]),
-        Type::Commands { .. } => "a list such as [\"guest-ping\"]".to_owned(),
+        Type::Commands(Among::Redactable) => "a list such as [\"guest-get-host-name\"]".to_owned(),
+        Type::Commands(_) => "a list such as [\"guest-ping\"]".to_owned(),
+        Type::Patterns => "a list such as [\"eth*\"]".to_owned(),
+        Type::HostName => "\"guest\", in quotes".to_owned(),
         Type::Path => "it from / on, in quotes".to_owned(),
-        Type::Paths => "a list such as [\"/srv/data\"]".to_owned(),
+        Type::Paths | Type::Mountpoints => "a list such as [\"/srv/data\"]".to_owned(),
         Type::Size { .. } => "\"16MiB\", or bytes without quotes".to_owned(),
         Type::Count { min, max } => format!("{min} to {max} without quotes"),
         Type::Duration { .. } => "a number and its unit in quotes, such as \"90s\" or \"10m\"".to_owned(),
