@@ -22,6 +22,8 @@ use serde_json::{Value, json};
 mod binary;
 #[path = "policy/files.rs"]
 mod files;
+#[path = "policy/redaction.rs"]
+mod redaction;
 #[path = "policy/tools.rs"]
 mod tools;
 
