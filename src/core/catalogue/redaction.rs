@@ -6,6 +6,8 @@
 //!
 //! Trust: plain data. Anyone may read it.
 
+use super::facts::Fact;
+
 /// One command that can be redacted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Redaction {
@@ -13,11 +15,22 @@ pub struct Redaction {
     pub name: &'static str,
     /// What the redacted answer says; "such" is what the keys list.
     pub answer: &'static str,
-    /// Whether the redacted answer is made of facts that the worker reads all the
-    /// same: then redaction holds only as long as the worker does.
-    pub reads: bool,
+    /// What is read for it all the same: then redaction holds only as long as the
+    /// worker does.
+    pub reads: Reads,
     /// The keys of `[facts]` that the command's answers heed, redacted or not.
     pub keys: &'static [&'static str],
+}
+
+/// What of a command's facts a redacted answer takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// None, and none of the command's own calls.
+    Nothing,
+    /// These, and its calls.
+    Only(&'static [Fact]),
+    /// All, and its calls.
+    All,
 }
 
 /// Every command that can be redacted.
@@ -25,32 +38,37 @@ pub static REDACTIONS: [Redaction; 8] = [
     Redaction {
         name: "guest-get-host-name",
         answer: "facts.host_name, or \"guest\"",
-        reads: false,
+        reads: Reads::Nothing,
         keys: &["host_name"],
     },
-    Redaction { name: "guest-get-timezone", answer: "UTC", reads: false, keys: &[] },
-    Redaction { name: "guest-get-osinfo", answer: "the system's id alone, such as \"debian\"", reads: true, keys: &[] },
-    Redaction { name: "guest-get-users", answer: "no user", reads: false, keys: &[] },
+    Redaction { name: "guest-get-timezone", answer: "UTC", reads: Reads::Nothing, keys: &[] },
+    Redaction {
+        name: "guest-get-osinfo",
+        answer: "the system's id alone, such as \"debian\"",
+        reads: Reads::All,
+        keys: &[],
+    },
+    Redaction { name: "guest-get-users", answer: "no user", reads: Reads::Nothing, keys: &[] },
     Redaction {
         name: "guest-network-get-interfaces",
         answer: "those of facts.interfaces, or all but loopback and what containers have; of these no loopback or \
                  link-local address and no counters",
-        reads: true,
+        reads: Reads::All,
         keys: &["interfaces"],
     },
     Redaction {
         name: "guest-network-get-route",
         answer: "the default routes over those of facts.interfaces, or over all but loopback and what containers have",
-        reads: true,
+        reads: Reads::All,
         keys: &["interfaces"],
     },
     Redaction {
         name: "guest-get-fsinfo",
         answer: "the filesystems at facts.mountpoints, or that at /; no disk of any",
-        reads: true,
+        reads: Reads::All,
         keys: &["mountpoints"],
     },
-    Redaction { name: "guest-get-disks", answer: "no disk", reads: false, keys: &[] },
+    Redaction { name: "guest-get-disks", answer: "no disk", reads: Reads::Nothing, keys: &[] },
 ];
 
 /// The row of a command by its name on the wire.
@@ -69,6 +87,9 @@ mod tests {
         for row in &REDACTIONS {
             let entry = lookup(row.name).unwrap_or_else(|| panic!("there is no {}", row.name));
             assert!(entry.args.is_empty() && !entry.silent, "{}", row.name);
+            if let Reads::Only(facts) = row.reads {
+                assert!(facts.iter().all(|fact| entry.needs.facts.contains(fact)), "{}", row.name);
+            }
             assert_eq!(REDACTIONS.iter().filter(|other| other.name == row.name).count(), 1, "{}", row.name);
         }
     }

@@ -167,7 +167,7 @@ pub fn worker(part: &WorkerPart) -> Vec<Rule> {
     if !part.facts().is_empty() {
         rules.push(permit!(pread64, "reading again what tells of the guest"));
     }
-    if part.commands.needs_call(Call::Uname) {
+    if part.reading().needs_call(Call::Uname) {
         rules.push(permit!(uname, "the host's name, the kernel's release"));
     }
     rules

@@ -37,7 +37,13 @@ impl WorkerPart {
     /// What it may ask to be told of the guest.
     #[must_use]
     pub fn facts(&self) -> FactSet {
-        self.commands.facts()
+        self.telling.facts(self.commands, self.redact)
+    }
+
+    /// Those of its commands for whose answers something is read.
+    #[must_use]
+    pub fn reading(&self) -> CommandSet {
+        self.telling.reading(self.commands, self.redact)
     }
 }
 
@@ -45,7 +51,7 @@ impl Policy {
     /// What may be told of the guest.
     #[must_use]
     pub fn facts(&self) -> FactSet {
-        self.commands.facts()
+        self.facts.facts(self.commands, self.redact)
     }
 
     /// Whether it takes an opener.

@@ -12,6 +12,10 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use crate::catalogue::facts::FactSet;
+use crate::catalogue::redaction::Reads;
+use crate::catalogue::{Command, CommandSet};
+
 /// `[facts]`. By default nothing is listed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Telling {
@@ -124,6 +128,33 @@ impl Telling {
     #[must_use]
     pub const fn shows_disks(&self, redacted: bool) -> bool {
         !redacted
+    }
+
+    /// Those of the allowed `commands` for whose answers something is read, where
+    /// those of `redact` are redacted.
+    #[must_use]
+    pub fn reading(&self, commands: CommandSet, redact: CommandSet) -> CommandSet {
+        commands.iter().filter(|&command| self.reads(command, redact) != Reads::Nothing).collect()
+    }
+
+    /// The facts that are read for them.
+    #[must_use]
+    pub fn facts(&self, commands: CommandSet, redact: CommandSet) -> FactSet {
+        let of = |command| match self.reads(command, redact) {
+            Reads::Nothing => &[],
+            Reads::Only(facts) => facts,
+            Reads::All => command.entry().needs.facts,
+        };
+        commands.iter().flat_map(of).copied().collect()
+    }
+
+    fn reads(&self, command: Command, redact: CommandSet) -> Reads {
+        match command.redaction() {
+            Some(row) if redact.contains(command) => row.reads,
+            // The answer is the policy's.
+            Some(row) if row.keys.contains(&"host_name") && self.host_name.is_some() => Reads::Nothing,
+            _ => Reads::All,
+        }
     }
 
     /// What stands in for the host name in an answer; `None`: nothing does.
@@ -272,6 +303,26 @@ mod tests {
         assert_eq!((telling.host_name(false), telling.host_name(true)), (None, Some("guest")));
         telling.host_name = Some("web".to_owned());
         assert_eq!((telling.host_name(false), telling.host_name(true)), (Some("web"), Some("web")));
+    }
+
+    #[test]
+    fn what_is_not_told_is_not_read() {
+        let all: CommandSet = Command::all().collect();
+        let redactable: CommandSet = all.iter().filter(|command| command.redaction().is_some()).collect();
+        let mut telling = Telling::default();
+        assert_eq!(telling.reading(all, CommandSet::EMPTY), all);
+        assert_eq!(telling.facts(all, CommandSet::EMPTY), all.facts());
+        for command in all.iter() {
+            let one = [command].into_iter().collect();
+            let quiet = command.redaction().is_some_and(|row| row.reads == Reads::Nothing);
+            assert_eq!(telling.reading(one, redactable).is_empty(), quiet, "{command}");
+            assert!(!quiet || telling.facts(one, redactable).is_empty(), "{command}");
+            let less = telling.facts(one, redactable).iter().all(|fact| one.facts().contains(fact));
+            assert!(less, "{command}: redacted it reads more");
+        }
+        telling.host_name = Some("web".to_owned());
+        let reading = telling.reading(all, CommandSet::EMPTY);
+        assert_eq!(all.iter().filter(|one| !reading.contains(*one)).collect::<Vec<_>>(), [Command::GetHostName]);
     }
 
     /// The bounds are those that let a worker be told all of it at once.

@@ -4,6 +4,7 @@
 //! Trust: computed from the checked policy with the functions that the
 //! processes use themselves (`caps::broker`), so that it cannot drift.
 
+use postern_core::catalogue::redaction::Reads;
 use postern_core::catalogue::{self, Act, redaction};
 use postern_core::policy::rules::{FileRule, Rights, Types};
 use postern_core::policy::written::{Loaded, Reason, Ruling, Where};
@@ -230,7 +231,7 @@ fn command(ruling: &Ruling) -> CommandLine {
     };
     let redacted = redaction.map(|row| Redacted {
         answer: row.answer,
-        held_by: if row.reads { HELD_BY_WORKER } else { HELD_BY_NOTHING_READ },
+        held_by: if row.reads == Reads::Nothing { HELD_BY_NOTHING_READ } else { HELD_BY_WORKER },
     });
     let (why, place) = match &ruling.reason {
         Reason::Profile(name, place) => (format!("profile {name}"), Some(place)),

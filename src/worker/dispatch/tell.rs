@@ -22,7 +22,11 @@ impl Session {
         match command {
             Command::GetTime => self.told(now().map_err(|errno| failed("time", errno)), id, channel),
             Command::GetHostName => {
-                self.told(HostName::read().map_err(|errno| failed("host name", errno)), id, channel)
+                let told = match self.part.telling.host_name(self.part.redact.contains(command)) {
+                    Some(name) => Ok(HostName { host_name: name.to_owned() }),
+                    None => HostName::read().map_err(|errno| failed("host name", errno)),
+                };
+                self.told(told, id, channel)
             }
             Command::GetLoad => {
                 let load = self.fact(Fact::Load, Load::read)?;
