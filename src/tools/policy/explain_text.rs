@@ -53,9 +53,8 @@ impl fmt::Display for Explanation {
 impl fmt::Display for CommandLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:<29} {}", self.name, self.why)?;
-        match (&self.file, self.line) {
-            (Some(file), Some(line)) => write!(f, " ({file}:{line})")?,
-            _ => {}
+        if let (Some(file), Some(line)) = (&self.file, self.line) {
+            write!(f, " ({file}:{line})")?;
         }
         let Some(Redacted { answer, held_by }) = self.redacted else { return Ok(()) };
         write!(f, "\n{:<31} answers {answer}\n{:<31} held by {held_by}", "", "")

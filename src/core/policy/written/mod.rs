@@ -14,6 +14,7 @@ mod check;
 mod kept;
 pub mod keys;
 mod mistake;
+mod names;
 mod paths;
 pub mod profiles;
 mod read;

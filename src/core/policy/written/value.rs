@@ -7,12 +7,13 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeArray, DeValue};
 
-use super::keys::{Among, MAX_GROUPS, MAX_ID, MAX_PATH, Type};
+use super::keys::{Among, MAX_GROUPS, MAX_PATH, Type};
 use super::mistake::{Kind, Place, Report, nearest, quoted};
+use super::names::{host_name, name_or_id, pattern};
 use super::read::{At, Value, no_choice};
 use crate::catalogue;
 use crate::policy::rules::is_canonical;
-use crate::policy::telling::{MAX_HOST_NAME, MAX_MOUNTPOINT, MAX_MOUNTPOINTS, MAX_PATTERN, MAX_PATTERNS};
+use crate::policy::telling::{MAX_MOUNTPOINT, MAX_MOUNTPOINTS, MAX_PATTERNS};
 
 /// Reads `value` as `takes`.
 pub(super) fn read(takes: Type, value: &Spanned<DeValue<'_>>, source: usize, report: &mut Report) -> Option<At<Value>> {
@@ -166,7 +167,13 @@ fn number(value: &Spanned<DeValue<'_>>) -> Option<u64> {
     u64::from_str_radix(integer.as_str(), integer.radix()).ok()
 }
 
-fn in_range(value: &Spanned<DeValue<'_>>, min: u64, max: u64, place: Place, report: &mut Report) -> Option<u64> {
+pub(super) fn in_range(
+    value: &Spanned<DeValue<'_>>,
+    min: u64,
+    max: u64,
+    place: Place,
+    report: &mut Report,
+) -> Option<u64> {
     let number = number(value).filter(|number| (min..=max).contains(number));
     if number.is_none() {
         let what = "this number is out of range";
@@ -328,44 +335,6 @@ fn command(name: &str, among: Among, place: Place, report: &mut Report) -> Optio
 /// The names to tell of where one is wrong: those that postern offers, at most.
 fn told(among: Among) -> impl Iterator<Item = &'static str> {
     if among == Among::Known { Among::Offered } else { among }.names()
-}
-
-/// What [`super::super::telling`] takes for a pattern.
-fn pattern(text: &str, place: Place, report: &mut Report) -> Option<Value> {
-    let takes = |c: char| c.is_ascii_alphanumeric() || "_.@+*?-".contains(c);
-    if !text.is_empty() && text.len() <= MAX_PATTERN && text.chars().all(takes) {
-        return Some(Value::Text(text.to_owned()));
-    }
-    let what = format!("{} is no pattern of interface names", quoted(text));
-    let help = format!("write 1 to {MAX_PATTERN} characters such as \"eth*\": * is any, ? is one, there are no others");
-    report.error(Kind::BadName, place, what, help);
-    None
-}
-
-fn host_name(text: &str, place: Place, report: &mut Report) -> Option<Value> {
-    let takes = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
-    let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-    let good = ends(text.chars().next()) && ends(text.chars().last()) && text.chars().all(takes);
-    if good && text.len() <= MAX_HOST_NAME {
-        return Some(Value::Text(text.to_owned()));
-    }
-    let what = format!("{} is no host name", quoted(text));
-    let help = format!("write 1 to {MAX_HOST_NAME} letters, digits, '-' and '.', such as \"guest\"");
-    report.error(Kind::BadName, place, what, help);
-    None
-}
-
-fn name_or_id(value: &Spanned<DeValue<'_>>, place: Place, report: &mut Report) -> Option<Value> {
-    let Some(name) = value.get_ref().as_str() else {
-        return in_range(value, 1, MAX_ID, place, report).map(Value::Number);
-    };
-    let first = |c: char| c.is_ascii_alphabetic() || c == '_';
-    if name.starts_with(first) && name.chars().all(|c| first(c) || c.is_ascii_digit() || c == '-' || c == '.') {
-        return Some(Value::Text(name.to_owned()));
-    }
-    let what = format!("{} is no name of an account or group", quoted(name));
-    report.error(Kind::BadName, place, what, "write a name such as \"postern\", or a number without quotes");
-    None
 }
 
 /// What a type takes, for "this takes …".
