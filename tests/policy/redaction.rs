@@ -72,6 +72,22 @@ fn explain_says_what_a_redacted_answer_holds_and_who_sees_past_it() {
 }
 
 #[test]
+fn what_is_not_told_takes_no_call_of_the_worker() {
+    let calls = |text: &str| {
+        let json: Value = serde_json::from_str(&explain(&loaded(text)).json()).unwrap();
+        let worker = json["processes"].as_array().unwrap().iter().find(|one| one["name"] == "worker").unwrap().clone();
+        worker["calls"].as_array().unwrap().iter().map(|call| call["name"].to_string()).collect::<Vec<_>>()
+    };
+    let minimal = calls("profile = \"minimal\"\n");
+    let of = |word: &str, facts: &str| {
+        calls(&format!("profile = \"minimal\"\n[commands]\n{word} = [\"guest-get-host-name\"]\n{facts}"))
+    };
+    assert!(of("allow", "").contains(&"\"uname\"".to_owned()), "the control");
+    assert_eq!(of("redact", ""), minimal);
+    assert_eq!(of("allow", "[facts]\nhost_name = \"web\"\n"), minimal, "the answer is the policy's");
+}
+
+#[test]
 fn explain_says_why_stock_has_what_postern_will_not() {
     let loaded = loaded("profile = \"minimal\"\n[commands]\ndeny = [\"guest-exec\"]\n");
     let text = explain(&loaded).to_string();
