@@ -10,7 +10,7 @@
 mod ask;
 mod channel;
 mod dispatch;
-mod facts;
+pub mod facts;
 mod files;
 pub mod qga;
 

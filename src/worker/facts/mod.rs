@@ -9,8 +9,15 @@
 //! was chosen by users of the guest. Whatever it is, it costs no more than its
 //! size, and the reply has the schema's type.
 
+pub mod cpu;
+pub mod diskstats;
 pub(crate) mod host;
 pub(crate) mod load;
+pub mod memory;
+pub mod os;
+mod text;
+pub mod timezone;
+pub mod users;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -79,4 +86,22 @@ fn read_from_start<'a>(file: &OwnedFd, bytes: &'a mut Vec<u8>, most: usize) -> R
         }
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::qga::{Id, reply};
+
+    /// Numbers as the kernel puts them behind each other.
+    pub(super) fn list(numbers: &[u64]) -> String {
+        numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(" ")
+    }
+
+    /// What stands behind `"return": ` for this.
+    pub(super) fn json(value: &impl serde::Serialize) -> String {
+        let mut out = Vec::new();
+        reply::success(&mut out, value, &Id::NONE);
+        let line = String::from_utf8(out).expect("UTF-8");
+        line.strip_prefix("{\"return\": ").and_then(|line| line.strip_suffix("}\n")).expect("a reply").to_owned()
+    }
 }

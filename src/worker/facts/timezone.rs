@@ -1,0 +1,87 @@
+//! `guest-get-timezone`, of `/etc/localtime`: tzfile(5), RFC 9636.
+//!
+//! Trust: root's bytes, chosen among the guest's zones. Any others are UTC.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use postern_core::ipc::bundle::{Bundle, Kind};
+use serde::Serialize;
+
+/// The file, or a link to one.
+const LOCALTIME: &str = "/etc/localtime";
+
+/// What `guest-get-timezone` returns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Timezone {
+    /// How it is abbreviated.
+    zone: String,
+    /// Seconds east of Greenwich.
+    offset: i32,
+}
+
+/// The zone as it is at this time. Without a file, and of a file that is none of a
+/// zone, it is UTC, as for all else in the guest.
+#[must_use]
+pub fn timezone(bundle: &Bundle<'_>, now: Timestamp) -> Timezone {
+    // As it is: the newline behind the last rule is a part of it.
+    let zone = bundle.told(Kind::Content, Path::new(LOCALTIME)).and_then(|tzif| TimeZone::tzif("", tzif).ok());
+    let zone = zone.unwrap_or(TimeZone::UTC);
+    let info = zone.to_offset_info(now);
+    Timezone { zone: info.abbreviation().to_owned(), offset: info.offset().seconds() }
+}
+
+#[cfg(test)]
+mod tests {
+    use postern_core::ipc::bundle::Gathered;
+
+    use super::super::tests::json;
+    use super::*;
+
+    fn told(tzif: Option<&[u8]>, now: i64) -> String {
+        let mut gathered = Gathered::default();
+        if let Some(tzif) = tzif {
+            assert!(gathered.add(Kind::Content, LOCALTIME.as_bytes(), tzif));
+        }
+        let bundle = Bundle::read(gathered.bytes()).expect("a bundle");
+        json(&timezone(&bundle, Timestamp::from_second(now).expect("a time")))
+    }
+
+    /// A file of version 2 whose zone has one rule, as `TZ` would have it, and whose
+    /// first block is empty.
+    fn zone(rule: &str) -> Vec<u8> {
+        let block = |abbreviations: &[u8]| {
+            let mut block = b"TZif2".to_vec();
+            block.extend([0; 15]);
+            for count in [0, 0, 0, 0, 1, abbreviations.len()] {
+                block.extend(u32::try_from(count).expect("few").to_be_bytes());
+            }
+            block.extend([0; 6]);
+            block.extend(abbreviations);
+            block
+        };
+        [block(b"-00\0"), block(b"-00\0"), format!("\n{rule}\n").into_bytes()].concat()
+    }
+
+    const WINTER: i64 = 1_767_225_600; // 2026-01-01
+    const SUMMER: i64 = 1_782_864_000; // 2026-07-01
+
+    #[test]
+    fn summer_and_winter() {
+        let new_york = zone("EST5EDT,M3.2.0,M11.1.0");
+        assert_eq!(told(Some(&new_york), WINTER), r#"{"zone": "EST", "offset": -18000}"#);
+        assert_eq!(told(Some(&new_york), SUMMER), r#"{"zone": "EDT", "offset": -14400}"#);
+        let kathmandu = zone("<+0545>-5:45");
+        assert_eq!(told(Some(&kathmandu), SUMMER), r#"{"zone": "+0545", "offset": 20700}"#);
+    }
+
+    #[test]
+    fn what_is_no_zone_is_utc() {
+        let utc = r#"{"zone": "UTC", "offset": 0}"#;
+        let cut = &zone("EST5EDT,M3.2.0,M11.1.0")[..60];
+        for none in [None, Some(&b""[..]), Some(b"TZif"), Some(b"\xff\xfe"), Some(cut), Some(&vec![b'T'; 70_000])] {
+            assert_eq!(told(none, WINTER), utc);
+        }
+    }
+}
