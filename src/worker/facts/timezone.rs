@@ -3,6 +3,7 @@
 //! Trust: root's bytes, chosen among the guest's zones. Any others are UTC.
 
 use std::path::Path;
+use std::time::SystemTime;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -24,28 +25,30 @@ pub struct Timezone {
 /// The zone as it is at this time. Without a file, and of a file that is none of a
 /// zone, it is UTC, as for all else in the guest.
 #[must_use]
-pub fn timezone(bundle: &Bundle<'_>, now: Timestamp) -> Timezone {
+pub fn timezone(bundle: &Bundle<'_>, now: SystemTime) -> Timezone {
     // As it is: the newline behind the last rule is a part of it.
     let zone = bundle.told(Kind::Content, Path::new(LOCALTIME)).and_then(|tzif| TimeZone::tzif("", tzif).ok());
     let zone = zone.unwrap_or(TimeZone::UTC);
-    let info = zone.to_offset_info(now);
+    let info = zone.to_offset_info(Timestamp::try_from(now).unwrap_or(Timestamp::MAX));
     Timezone { zone: info.abbreviation().to_owned(), offset: info.offset().seconds() }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
     use postern_core::ipc::bundle::Gathered;
 
     use super::super::tests::json;
     use super::*;
 
-    fn told(tzif: Option<&[u8]>, now: i64) -> String {
+    fn told(tzif: Option<&[u8]>, now: u64) -> String {
         let mut gathered = Gathered::default();
         if let Some(tzif) = tzif {
             assert!(gathered.add(Kind::Content, LOCALTIME.as_bytes(), tzif));
         }
         let bundle = Bundle::read(gathered.bytes()).expect("a bundle");
-        json(&timezone(&bundle, Timestamp::from_second(now).expect("a time")))
+        json(&timezone(&bundle, UNIX_EPOCH + Duration::from_secs(now)))
     }
 
     /// A file of version 2 whose zone has one rule, as `TZ` would have it, and whose
@@ -64,8 +67,8 @@ mod tests {
         [block(b"-00\0"), block(b"-00\0"), format!("\n{rule}\n").into_bytes()].concat()
     }
 
-    const WINTER: i64 = 1_767_225_600; // 2026-01-01
-    const SUMMER: i64 = 1_782_864_000; // 2026-07-01
+    const WINTER: u64 = 1_767_225_600; // 2026-01-01
+    const SUMMER: u64 = 1_782_864_000; // 2026-07-01
 
     #[test]
     fn summer_and_winter() {

@@ -10,6 +10,7 @@
 
 pub mod audit;
 pub mod base64;
+pub mod facts;
 pub mod frames;
 pub mod framing;
 pub mod keyfile;
@@ -32,9 +33,10 @@ pub struct Target {
 }
 
 /// Every target.
-pub static TARGETS: [Target; 11] = [
+pub static TARGETS: [Target; 12] = [
     Target { name: "audit", run: audit::run },
     Target { name: "base64", run: base64::run },
+    Target { name: "facts", run: facts::run },
     Target { name: "frames", run: frames::run },
     Target { name: "framing", run: framing::run },
     Target { name: "keyfile", run: keyfile::run },
