@@ -179,6 +179,8 @@ fn a_worker_does_its_work_and_nothing_else() {
             ("write", Well),
             ("write to an append descriptor", Well),
             ("lseek", Well),
+            ("pread64", Well),
+            ("uname", Well),
             ("ppoll", Well),
             ("clock_gettime", Well),
             #[cfg(target_arch = "x86_64")]
@@ -205,6 +207,7 @@ fn an_opener_does_its_work_and_nothing_else() {
 /// What it opens so is what its account may open, and leads nowhere: it shares
 /// no descriptor with a worker and can execute nothing.
 const SPAWNER: &[(&str, Lives)] = &[
+    ("uname", Well),
     ("read", Well),
     ("write", Well),
     ("write to an append descriptor", Well),

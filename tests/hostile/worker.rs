@@ -145,7 +145,7 @@ const SCRIPTS: &[Script] = &[
     script("a frame larger than any", true, |_| raw(&vec![1; 70_000]), "too long"),
     script("a path longer than any", true, |_| raw(&[&[3, 0xff, 0xff][..], &[b'/'; 65_535 - 3]].concat()), "range"),
     script("an open mode that is none", true, |_| raw(&[3, 1, 0, b'/', 99]), "out of range"),
-    script("a message number behind the last", true, |_| raw(&[18]), "out of range"),
+    script("a message number behind the last", true, |_| raw(&[255]), "out of range"),
     script("a descriptor", false, |_| with_descriptors(&frame(&Ask::HostGone {}), 1), "descriptor"),
     script("many descriptors", false, |_| with_descriptors(&frame(&Ask::HostGone {}), 200), "missing or too many"),
     script("a port before its first word", false, |_| with_descriptors(&frame(&Ask::Port {}), 1), "not sent for"),

@@ -70,7 +70,6 @@ fn a_kept_fact_has_one_record_for_each_worker() {
     assert_eq!((first[0].0.as_str(), first[0].1.as_str()), ("load", "granted"));
     agent.signal("worker", Signal::SIGKILL);
     agent.await_record("process-died", |record| record["process"]["name"] == "worker");
-    let mut host = agent.connect();
     load(&mut host);
     load(&mut host);
     let both = told(&agent);
