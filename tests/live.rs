@@ -24,6 +24,8 @@ mod evidence;
 mod facts;
 #[path = "live/freezes.rs"]
 mod freezes;
+#[path = "live/guest.rs"]
+mod guest;
 #[path = "live/heads.rs"]
 mod heads;
 #[path = "live/hung.rs"]
@@ -68,6 +70,7 @@ const PROGRAMS: &[&str] = &[
     "logrotate",
     "gzip",
     "strace",
+    "date",
     "xfs_io",
 ];
 
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
         starts::TESTS,
         service::TESTS,
         told::TESTS,
+        guest::TESTS,
     ]
     .concat();
     let roles: Vec<runner::Role> = [freezes::ROLES, shutdowns::ROLES, channels::ROLES, service::ROLES].concat();

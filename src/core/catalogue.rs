@@ -257,6 +257,14 @@ pub enum Command {
     GetTime,
     GetHostName,
     GetLoad,
+    GetTimezone,
+    GetOsinfo,
+    GetUsers,
+    GetCpustats,
+    GetDiskstats,
+    GetVcpus,
+    GetMemoryBlocks,
+    GetMemoryBlockInfo,
 }
 
 /// Every command that stock `qemu-ga` 10.2 has on Linux. Offered commands come
@@ -323,6 +331,18 @@ pub static CATALOGUE: [Entry; 43] = [
         .tells(&[])
         .calls(&[Call::Uname]),
     Entry::offered(Command::GetLoad, "guest-get-load", "tell the load averages").tells(&[Fact::Load]),
+    Entry::offered(Command::GetTimezone, "guest-get-timezone", "tell the time zone").tells(&[Fact::Timezone]),
+    Entry::offered(Command::GetOsinfo, "guest-get-osinfo", "tell the distribution and its kernel")
+        .tells(&[Fact::OsRelease])
+        .calls(&[Call::Uname]),
+    Entry::offered(Command::GetUsers, "guest-get-users", "tell who is logged in").tells(&[Fact::Users]),
+    Entry::offered(Command::GetCpustats, "guest-get-cpustats", "tell what the processors did").tells(&[Fact::Cpustats]),
+    Entry::offered(Command::GetDiskstats, "guest-get-diskstats", "tell what the disks did").tells(&[Fact::Diskstats]),
+    Entry::offered(Command::GetVcpus, "guest-get-vcpus", "tell which processors there are").tells(&[Fact::Vcpus]),
+    Entry::offered(Command::GetMemoryBlocks, "guest-get-memory-blocks", "tell which blocks of memory there are")
+        .tells(&[Fact::MemoryBlocks]),
+    Entry::offered(Command::GetMemoryBlockInfo, "guest-get-memory-block-info", "tell how large those are")
+        .tells(&[Fact::MemoryBlockSize]),
     Entry::by_design(
         "guest-set-time",
         "who sets the clock says which certificates hold and when records were made; kvm-clock, ptp_kvm or NTP keep it",
@@ -332,19 +352,13 @@ pub static CATALOGUE: [Entry; 43] = [
     Entry::not_offered("guest-suspend-ram").silent(),
     Entry::not_offered("guest-suspend-hybrid").silent(),
     Entry::not_offered("guest-network-get-interfaces"),
-    Entry::not_offered("guest-get-vcpus"),
     Entry::not_offered("guest-set-vcpus"),
     Entry::not_offered("guest-get-disks"),
     Entry::not_offered("guest-get-fsinfo"),
     Entry::by_design("guest-set-user-password", "who sets a password can log in as its user, past every rule on files"),
-    Entry::not_offered("guest-get-memory-blocks"),
     Entry::not_offered("guest-set-memory-blocks"),
-    Entry::not_offered("guest-get-memory-block-info"),
     Entry::by_design("guest-exec-status", "there is nothing to ask after: guest-exec is not offered"),
     Entry::by_design("guest-exec", "a program of the host's choice is past every rule on files and commands"),
-    Entry::not_offered("guest-get-users"),
-    Entry::not_offered("guest-get-timezone"),
-    Entry::not_offered("guest-get-osinfo"),
     Entry::by_design(
         "guest-ssh-get-authorized-keys",
         "it reads in every home directory; a [[files]] rule can name the one file that is meant",
@@ -357,8 +371,6 @@ pub static CATALOGUE: [Entry; 43] = [
         "guest-ssh-remove-authorized-keys",
         "it locks users out; a [[files]] rule can name the one file that is meant",
     ),
-    Entry::not_offered("guest-get-diskstats"),
-    Entry::not_offered("guest-get-cpustats"),
     Entry::not_offered("guest-network-get-route"),
 ];
 

@@ -49,7 +49,7 @@ const NOTHING: &[Shape] = &[];
 const TOLD: &[Shape] = &[("fact-told", "granted", "success")];
 
 #[rustfmt::skip]
-pub(crate) static CASES: [Case; 37] = [
+pub(crate) static CASES: [Case; 45] = [
     case("guest-sync-delimited", r#"{"id": 1}"#, Meets::Allowed, NOTHING),
     case("guest-sync", r#"{"id": 1}"#, Meets::Allowed, NOTHING),
     case("guest-ping", "{}", Meets::Allowed, NOTHING),
@@ -88,6 +88,14 @@ pub(crate) static CASES: [Case; 37] = [
     case("guest-get-time", "{}", Meets::Allowed, NOTHING),
     case("guest-get-host-name", "{}", Meets::Allowed, NOTHING),
     case("guest-get-load", "{}", Meets::Allowed, TOLD),
+    case("guest-get-timezone", "{}", Meets::Allowed, TOLD),
+    case("guest-get-osinfo", "{}", Meets::Allowed, TOLD),
+    case("guest-get-users", "{}", Meets::Allowed, TOLD),
+    case("guest-get-cpustats", "{}", Meets::Allowed, TOLD),
+    case("guest-get-diskstats", "{}", Meets::Allowed, TOLD),
+    case("guest-get-vcpus", "{}", Meets::Allowed, TOLD),
+    case("guest-get-memory-blocks", "{}", Meets::Allowed, TOLD),
+    case("guest-get-memory-block-info", "{}", Meets::Allowed, TOLD),
     case("guest-get-load", "{}", Meets::Frozen, &[("guest-get-load", "refused", "failure")]),
     case("guest-exec", r#"{"path": "/bin/sh"}"#, Meets::Denied, &[("guest-exec", "refused", "failure")]),
 ];

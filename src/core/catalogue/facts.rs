@@ -15,6 +15,14 @@
 #[expect(missing_docs, reason = "each variant is the name in its row")]
 pub enum Fact {
     Load,
+    Timezone,
+    OsRelease,
+    Users,
+    Cpustats,
+    Diskstats,
+    Vcpus,
+    MemoryBlocks,
+    MemoryBlockSize,
 }
 
 /// How a fact reaches the worker.
@@ -69,7 +77,72 @@ pub struct Row {
 }
 
 /// Every fact, in [`Fact`]'s order, so that a fact indexes its own row.
-pub static FACTS: [Row; 1] = [Row { fact: Fact::Load, name: "load", reads: Reads::Kept("/proc/loadavg") }];
+pub static FACTS: [Row; 9] = [
+    Row { fact: Fact::Load, name: "load", reads: Reads::Kept("/proc/loadavg") },
+    Row {
+        fact: Fact::Timezone,
+        name: "timezone",
+        reads: Reads::Gathered(&[Part::File { path: "/etc/localtime", reach: Some("/usr/share/zoneinfo") }]),
+    },
+    // os-release(5): the first that is there.
+    Row {
+        fact: Fact::OsRelease,
+        name: "os-release",
+        reads: Reads::Gathered(&[file("/etc/os-release"), file("/usr/lib/os-release")]),
+    },
+    // The second where nobody writes the first.
+    Row {
+        fact: Fact::Users,
+        name: "users",
+        reads: Reads::Gathered(&[
+            file("/run/utmp"),
+            Part::Each {
+                directory: "/run/systemd/sessions",
+                prefix: "",
+                reach: "/run/systemd/sessions",
+                files: &[""],
+                links: &[],
+                lists: &[],
+            },
+        ]),
+    },
+    Row { fact: Fact::Cpustats, name: "cpustats", reads: Reads::Kept("/proc/stat") },
+    Row { fact: Fact::Diskstats, name: "diskstats", reads: Reads::Kept("/proc/diskstats") },
+    Row {
+        fact: Fact::Vcpus,
+        name: "vcpus",
+        reads: Reads::Gathered(&[Part::Each {
+            directory: "/sys/devices/system/cpu",
+            prefix: "cpu",
+            reach: "/sys/devices/system/cpu",
+            files: &["online"],
+            links: &[],
+            lists: &[],
+        }]),
+    },
+    Row {
+        fact: Fact::MemoryBlocks,
+        name: "memory-blocks",
+        reads: Reads::Gathered(&[Part::Each {
+            directory: "/sys/devices/system/memory",
+            prefix: "memory",
+            reach: "/sys/devices/system/memory",
+            files: &["state", "removable"],
+            links: &[],
+            lists: &[],
+        }]),
+    },
+    Row {
+        fact: Fact::MemoryBlockSize,
+        name: "memory-block-size",
+        reads: Reads::Gathered(&[file("/sys/devices/system/memory/block_size_bytes")]),
+    },
+];
+
+/// A file that lies where it lies.
+const fn file(path: &'static str) -> Part {
+    Part::File { path, reach: None }
+}
 
 /// What a grant is for: what may be done beneath a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -14,8 +14,10 @@ use nix::unistd::{Whence, lseek};
 
 /// Bytes that are asked for at once; the kernel's largest entry takes 280.
 const ROOM: usize = 32 << 10;
-/// Where `linux_dirent64` has the length of an entry and its name: getdents64(2).
+/// Where `linux_dirent64` has the length of an entry, its type and its name:
+/// getdents64(2).
 const LENGTH_AT: usize = 16;
+const TYPE_AT: usize = 18;
 const NAME_AT: usize = 19;
 
 /// The names in a directory, in no order, without `.` and `..`.
@@ -24,14 +26,20 @@ const NAME_AT: usize = 19;
 /// Those of `lseek(2)` and `getdents64(2)`.
 pub fn names(directory: BorrowedFd<'_>) -> nix::Result<Vec<CString>> {
     lseek(directory, 0, Whence::SeekSet)?;
-    names_once(directory)
+    list(directory, |_| true)
 }
 
-/// The same of a directory that was just opened.
+/// The same of a directory that was just opened, without sockets, pipes and devices:
+/// what cannot be read for what stands in it.
 ///
 /// # Errors
 /// Those of `getdents64(2)`.
 pub fn names_once(directory: BorrowedFd<'_>) -> nix::Result<Vec<CString>> {
+    list(directory, |kind| !matches!(kind, libc::DT_SOCK | libc::DT_FIFO | libc::DT_CHR | libc::DT_BLK))
+}
+
+/// The names whose type is wanted; not every filesystem knows types.
+fn list(directory: BorrowedFd<'_>, is_wanted: fn(u8) -> bool) -> nix::Result<Vec<CString>> {
     let mut names = Vec::new();
     let mut room = vec![0_u8; ROOM];
     loop {
@@ -47,20 +55,20 @@ pub fn names_once(directory: BorrowedFd<'_>) -> nix::Result<Vec<CString>> {
             return Ok(names);
         }
         while !entries.is_empty() {
-            let (entry, rest) = first(entries).ok_or(Errno::EIO)?;
+            let (kind, entry, rest) = first(entries).ok_or(Errno::EIO)?;
             entries = rest;
-            if !matches!(entry.to_bytes(), b"." | b"..") {
+            if !matches!(entry.to_bytes(), b"." | b"..") && is_wanted(kind) {
                 names.push(entry.to_owned());
             }
         }
     }
 }
 
-/// The name of the first entry, and the entries behind it.
-fn first(entries: &[u8]) -> Option<(&CStr, &[u8])> {
+/// Type and name of the first entry, and the entries behind it.
+fn first(entries: &[u8]) -> Option<(u8, &CStr, &[u8])> {
     let length = u16::from_ne_bytes(entries.get(LENGTH_AT..LENGTH_AT + 2)?.try_into().ok()?);
     let (entry, rest) = entries.split_at_checked(length.into())?;
-    Some((CStr::from_bytes_until_nul(entry.get(NAME_AT..)?).ok()?, rest))
+    Some((*entry.get(TYPE_AT)?, CStr::from_bytes_until_nul(entry.get(NAME_AT..)?).ok()?, rest))
 }
 
 /// What an entry is.
@@ -135,6 +143,10 @@ mod tests {
         assert_eq!((seen.size, seen.mode & libc::S_IFMT), (64, libc::S_IFREG));
         assert!(seen.written > SystemTime::UNIX_EPOCH);
         assert_eq!(entry(open.as_fd(), c"missing"), Err(Errno::ENOENT));
+        nix::unistd::mkfifo(&directory.join("pipe"), nix::sys::stat::Mode::S_IRUSR).expect("a pipe");
+        assert!(found(&open).contains("pipe"));
+        let fresh = File::open(&directory).expect("the directory");
+        assert!(!names_once(fresh.as_fd()).expect("a listing").contains(&c"pipe".to_owned()), "it is nothing to read");
         fs::remove_dir_all(&directory).expect("removed");
         assert_eq!(names(open.as_fd()), Err(Errno::ENOENT), "as getdents(2) has it");
     }

@@ -3,13 +3,18 @@
 //!
 //! Trust: what is told of is the guest's; nothing of the host's request is used.
 
+use std::time::SystemTime;
+
 use nix::errno::Errno;
 use postern_core::catalogue::Command;
 use postern_core::catalogue::facts::Fact;
+use postern_core::ipc::bundle::Bundle;
 
 use super::super::channel::Channel;
 use super::super::facts::host::{HostName, now};
 use super::super::facts::load::Load;
+use super::super::facts::os::OsInfo;
+use super::super::facts::{FactError, cpu, diskstats, memory, timezone, users};
 use super::super::qga::error::strerror;
 use super::super::qga::{Id, QgaError};
 use super::{Session, Stop};
@@ -32,6 +37,41 @@ impl Session {
                 let load = self.fact(Fact::Load, Load::read)?;
                 self.told(load, id, channel)
             }
+            Command::GetTimezone => {
+                let now = SystemTime::now();
+                let zone = self.gathered(Fact::Timezone, |bundle| Ok(timezone::timezone(bundle, now)))?;
+                self.told(zone, id, channel)
+            }
+            Command::GetOsinfo => {
+                let release = self.gathered(Fact::OsRelease, |bundle| Ok(OsInfo::of_release(bundle)))?;
+                let info =
+                    release.and_then(|release| release.and_kernel().map_err(|errno| failed("kernel's release", errno)));
+                self.told(info, id, channel)
+            }
+            Command::GetUsers => {
+                let users = self.gathered(Fact::Users, |bundle| Ok(users::users(bundle)))?;
+                self.told(users, id, channel)
+            }
+            Command::GetCpustats => {
+                let stats = self.fact(Fact::Cpustats, |bytes| Some(cpu::stats(bytes)))?;
+                self.told(stats, id, channel)
+            }
+            Command::GetDiskstats => {
+                let stats = self.fact(Fact::Diskstats, |bytes| Some(diskstats::stats(bytes)))?;
+                self.told(stats, id, channel)
+            }
+            Command::GetVcpus => {
+                let vcpus = self.gathered(Fact::Vcpus, cpu::vcpus)?;
+                self.told(vcpus, id, channel)
+            }
+            Command::GetMemoryBlocks => {
+                let blocks = self.gathered(Fact::MemoryBlocks, memory::blocks)?;
+                self.told(blocks, id, channel)
+            }
+            Command::GetMemoryBlockInfo => {
+                let info = self.gathered(Fact::MemoryBlockSize, memory::block_info)?;
+                self.told(info, id, channel)
+            }
             // Not among those that tell: see `request`.
             _ => self.told::<()>(Err(QgaError::CommandDisabled(command.name())), id, channel),
         }
@@ -51,6 +91,16 @@ impl Session {
             Ok(bytes) => read(bytes).ok_or_else(|| QgaError::Told(format!("failed to read {name}: not as expected"))),
             Err(errno) => Err(failed(name, errno)),
         })
+    }
+
+    /// What `read` makes of what was gathered.
+    fn gathered<T>(
+        &mut self,
+        fact: Fact,
+        read: impl FnOnce(&Bundle<'_>) -> Result<T, FactError>,
+    ) -> Result<Told<T>, Stop> {
+        let told = self.fact(fact, |bytes| Some(read(&Bundle::read(bytes).ok()?)))?;
+        Ok(told.and_then(|read| read.map_err(|why| QgaError::Told(why.to_string()))))
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::Path;
 use postern_core::ipc::bundle::Bundle;
 use serde::Serialize;
 
+use super::FactError;
 use super::text::{number, words};
 
 /// Where the processors are.
@@ -72,12 +73,13 @@ pub struct Vcpu {
     logical_id: u32,
 }
 
-/// The processors that are there, in the kernel's order as stock has them; `None` if
-/// there is none, which no guest has.
-#[must_use]
-pub fn vcpus(bundle: &Bundle<'_>) -> Option<Vec<Vcpu>> {
+/// The processors that are there, in the kernel's order as stock has them.
+///
+/// # Errors
+/// [`FactError::NoVcpus`].
+pub fn vcpus(bundle: &Bundle<'_>) -> Result<Vec<Vcpu>, FactError> {
     let vcpus: Vec<Vcpu> = bundle.names(PROCESSORS).filter_map(|name| Vcpu::of(name.as_bytes(), bundle)).collect();
-    (!vcpus.is_empty()).then_some(vcpus)
+    if vcpus.is_empty() { Err(FactError::NoVcpus) } else { Ok(vcpus) }
 }
 
 impl Vcpu {
@@ -161,6 +163,6 @@ mod tests {
         assert_eq!(json(&told[0]), first);
         let rest: Vec<_> = told.iter().map(|cpu| (cpu.logical_id, cpu.online, cpu.can_offline)).collect();
         assert_eq!(rest, [(1, true, true), (0, true, false), (12, false, true), (3, true, true)]);
-        assert_eq!(vcpus(&Bundle::default()), None);
+        assert_eq!(vcpus(&Bundle::default()), Err(FactError::NoVcpus));
     }
 }

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use postern_core::ipc::bundle::{Bundle, Kind};
 use serde::Serialize;
 
+use super::FactError;
 use super::text::number;
 
 /// Where the blocks are.
@@ -26,13 +27,14 @@ pub struct MemoryBlock {
 }
 
 /// The blocks that are there, in the kernel's order as stock has them: none in a
-/// guest whose kernel cannot add or remove memory. `None` where it can and has no
-/// block all the same.
-#[must_use]
-pub fn blocks(bundle: &Bundle<'_>) -> Option<Vec<MemoryBlock>> {
+/// guest whose kernel can neither add nor remove memory.
+///
+/// # Errors
+/// [`FactError::NoMemoryBlocks`].
+pub fn blocks(bundle: &Bundle<'_>) -> Result<Vec<MemoryBlock>, FactError> {
     let is_there = bundle.told(Kind::Names, BLOCKS.as_ref()).is_some();
     let blocks: Vec<_> = bundle.names(BLOCKS).filter_map(|name| MemoryBlock::of(name.as_bytes(), bundle)).collect();
-    (!is_there || !blocks.is_empty()).then_some(blocks)
+    if is_there && blocks.is_empty() { Err(FactError::NoMemoryBlocks) } else { Ok(blocks) }
 }
 
 impl MemoryBlock {
@@ -55,11 +57,14 @@ pub struct MemoryBlockInfo {
     size: u64,
 }
 
-/// How large a block is; `None` in a guest whose kernel cannot add or remove memory.
-#[must_use]
-pub fn block_info(bundle: &Bundle<'_>) -> Option<MemoryBlockInfo> {
-    let size = bundle.text(BLOCK_SIZE)?.trim_start_matches("0x");
-    Some(MemoryBlockInfo { size: u64::from_str_radix(size, 16).ok()? })
+/// How large a block is.
+///
+/// # Errors
+/// [`FactError::NoMemoryDirectory`].
+pub fn block_info(bundle: &Bundle<'_>) -> Result<MemoryBlockInfo, FactError> {
+    let digits = bundle.text(BLOCK_SIZE).map(|size| size.trim_start_matches("0x"));
+    let size = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    size.map(|size| MemoryBlockInfo { size }).ok_or(FactError::NoMemoryDirectory)
 }
 
 #[cfg(test)]
@@ -96,10 +101,10 @@ mod tests {
 
     #[test]
     fn a_guest_whose_kernel_has_no_blocks() {
-        assert_eq!(blocks(&Bundle::default()), Some(vec![]));
-        assert_eq!(block_info(&Bundle::default()), None);
+        assert_eq!(blocks(&Bundle::default()), Ok(vec![]));
+        assert_eq!(block_info(&Bundle::default()), Err(FactError::NoMemoryDirectory));
         let empty = bundle(&[(Kind::Names, "", b"")]);
-        assert_eq!(blocks(&Bundle::read(empty.bytes()).expect("a bundle")), None);
+        assert_eq!(blocks(&Bundle::read(empty.bytes()).expect("a bundle")), Err(FactError::NoMemoryBlocks));
     }
 
     #[test]
@@ -115,7 +120,7 @@ mod tests {
         ] {
             let gathered = bundle(&[(Kind::Content, "/block_size_bytes", written)]);
             let told = block_info(&Bundle::read(gathered.bytes()).expect("a bundle"));
-            assert_eq!(told, size.map(|size| MemoryBlockInfo { size }), "{written:?}");
+            assert_eq!(told.ok(), size.map(|size| MemoryBlockInfo { size }), "{written:?}");
         }
     }
 

@@ -28,7 +28,23 @@ use nix::sys::uio::pread;
 use postern_core::catalogue::facts::Fact;
 use postern_core::ipc::bundle::BUNDLE_MAX;
 
+use thiserror::Error;
+
 use super::ask::{Broker, BrokerLost, Told};
+
+/// What a guest has nothing of; the texts are stock's, where it has one.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum FactError {
+    /// No processor; stock ends there.
+    #[error("guest reported zero VCPUs")]
+    NoVcpus,
+    /// A kernel that can add memory, and has none.
+    #[error("guest reported zero memory blocks!")]
+    NoMemoryBlocks,
+    /// A kernel that can neither add nor remove memory.
+    #[error("open(\"/sys/devices/system/memory/\"): No such file or directory")]
+    NoMemoryDirectory,
+}
 
 /// Most bytes of a file that is kept: more than `/proc/stat` of 4,096 processors.
 const KEPT_MAX: usize = 4 << 20;

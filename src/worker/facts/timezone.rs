@@ -51,20 +51,13 @@ mod tests {
         json(&timezone(&bundle, UNIX_EPOCH + Duration::from_secs(now)))
     }
 
-    /// A file of version 2 whose zone has one rule, as `TZ` would have it, and whose
-    /// first block is empty.
+    /// A file's block with one zone, `-00`, and no change of it.
+    const BLOCK: &[u8] =
+        b"TZif2\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\x04\0\0\0\0\0\0-00\0";
+
+    /// A file whose zone is this, as `TZ` would have it.
     fn zone(rule: &str) -> Vec<u8> {
-        let block = |abbreviations: &[u8]| {
-            let mut block = b"TZif2".to_vec();
-            block.extend([0; 15]);
-            for count in [0, 0, 0, 0, 1, abbreviations.len()] {
-                block.extend(u32::try_from(count).expect("few").to_be_bytes());
-            }
-            block.extend([0; 6]);
-            block.extend(abbreviations);
-            block
-        };
-        [block(b"-00\0"), block(b"-00\0"), format!("\n{rule}\n").into_bytes()].concat()
+        [BLOCK, BLOCK, b"\n", rule.as_bytes(), b"\n"].concat()
     }
 
     const WINTER: u64 = 1_767_225_600; // 2026-01-01

@@ -277,6 +277,16 @@ fn request(command: Command, mut args: Arguments<'_>) -> Result<Request<'_>, Qga
         Command::FsfreezeFreeze => Request::FsfreezeFreeze,
         Command::FsfreezeFreezeList => Request::FsfreezeFreezeList { mountpoints: args.texts_if("mountpoints") },
         Command::FsfreezeThaw => Request::FsfreezeThaw,
-        Command::GetTime | Command::GetHostName | Command::GetLoad => Request::Tell(command),
+        Command::GetTime
+        | Command::GetHostName
+        | Command::GetLoad
+        | Command::GetTimezone
+        | Command::GetOsinfo
+        | Command::GetUsers
+        | Command::GetCpustats
+        | Command::GetDiskstats
+        | Command::GetVcpus
+        | Command::GetMemoryBlocks
+        | Command::GetMemoryBlockInfo => Request::Tell(command),
     })
 }
