@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, openat, readlinkat};
+use nix::fcntl::{AT_FDCWD, openat, readlinkat};
 use nix::sys::stat::Mode as Permissions;
 use nix::sys::uio::pwrite;
 use nix::unistd::{ftruncate, read};
@@ -93,8 +93,9 @@ impl Gatherer {
         }
     }
 
-    fn open(&mut self, path: &[u8], more: OFlag) -> Option<OwnedFd> {
-        let opened = openat(AT_FDCWD, OsStr::from_bytes(path), OPEN_FACT | more, Permissions::empty());
+    /// Files and directories alike: the filter lets these flags pass and no others.
+    fn open(&mut self, path: &[u8]) -> Option<OwnedFd> {
+        let opened = openat(AT_FDCWD, OsStr::from_bytes(path), OPEN_FACT, Permissions::empty());
         self.denied |= opened.as_ref().err() == Some(&Errno::EACCES);
         opened.ok()
     }
@@ -102,7 +103,7 @@ impl Gatherer {
     /// What stands in a file. One that cannot be read, as some of `/sys` where the
     /// device has no answer, is as one that is not there.
     fn file(&mut self, path: &[u8]) -> Result<(), Errno> {
-        let Some(file) = self.open(path, OFlag::empty()) else { return Ok(()) };
+        let Some(file) = self.open(path) else { return Ok(()) };
         let mut content = Vec::new();
         let mut piece = [0; 4096];
         loop {
@@ -124,7 +125,7 @@ impl Gatherer {
     }
 
     fn names(&mut self, path: &[u8]) -> Result<Vec<Vec<u8>>, Errno> {
-        let Some(directory) = self.open(path, OFlag::O_DIRECTORY) else { return Ok(Vec::new()) };
+        let Some(directory) = self.open(path) else { return Ok(Vec::new()) };
         let Ok(names) = listing::names_once(directory.as_fd()) else { return Ok(Vec::new()) };
         let told: Vec<u8> = names.iter().flat_map(|name| name.to_bytes_with_nul()).copied().collect();
         self.add(Kind::Names, path, &told)?;

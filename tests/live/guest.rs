@@ -78,11 +78,16 @@ fn the_distribution_and_its_kernel_are_told() {
     assert_eq!(told(&mut host, "guest-get-osinfo"), expected(&[]));
 }
 
-/// A file of RFC 9636 whose zone is this, as `TZ` would have it.
-fn zone(rule: &str) -> Vec<u8> {
-    let counts = [0_u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 4];
-    let block = [&b"TZif2"[..], &[0; 15], &counts, &[0; 6], b"-00\0"].concat();
-    [&block[..], &block, b"\n", rule.as_bytes(), b"\n"].concat()
+/// A file of RFC 9636 whose zone is this since 1970, as `TZ` would have it, beginning
+/// with this name and so many seconds east.
+fn zone(rule: &str, name: &str, offset: i32) -> Vec<u8> {
+    let length = u8::try_from(name.len() + 1).expect("a short name");
+    let block = |times: u8| {
+        let counts = [times, 0, 0, 0, 1, 0, 0, 0, length];
+        let since = vec![0; usize::from(times) * 9];
+        [&b"TZif2"[..], &[0; 30], &counts, &since, &offset.to_be_bytes(), &[0, 0], name.as_bytes(), b"\0"].concat()
+    };
+    [&block(0), &block(1), &b"\n"[..], rule.as_bytes(), b"\n"].concat()
 }
 
 /// The zone as date(1) has it.
@@ -96,12 +101,12 @@ fn by_date() -> Value {
 
 fn the_zone_is_where_the_link_leads_now() {
     let zones = [
-        ("Nowhere/East", "<+0545>-5:45"),
-        ("Nowhere/West", "NST3:30"),
-        ("Nowhere/Summer", "CET-1CEST,M3.5.0,M10.5.0/3"),
+        ("Nowhere/East", zone("<+0545>-5:45", "+0545", 20_700)),
+        ("Nowhere/West", zone("NST3:30", "NST", -12_600)),
+        ("Nowhere/Summer", zone("CET-1CEST,M3.5.0,M10.5.0/3", "CET", 3_600)),
     ];
-    for (name, rule) in zones {
-        put(&format!("/usr/share/zoneinfo/{name}"), &zone(rule));
+    for (name, tzif) in &zones {
+        put(&format!("/usr/share/zoneinfo/{name}"), tzif);
     }
     let home = Home::new();
     let agent = home.start(&policy(&["guest-get-timezone"]));
@@ -110,7 +115,7 @@ fn the_zone_is_where_the_link_leads_now() {
     assert_eq!(told(&mut host, "guest-get-timezone"), utc, "without a file");
     fs::create_dir_all("/etc").expect("/etc");
     let mut seen = Vec::new();
-    for (name, _) in zones {
+    for (name, _) in &zones {
         symlink(format!("../usr/share/zoneinfo/{name}"), "/etc/new").expect("a link");
         fs::rename("/etc/new", "/etc/localtime").expect("a name");
         let zone = told(&mut host, "guest-get-timezone");
@@ -119,7 +124,7 @@ fn the_zone_is_where_the_link_leads_now() {
     }
     assert_eq!(seen[..2], [json!({ "zone": "+0545", "offset": 20_700 }), json!({ "zone": "NST", "offset": -12_600 })]);
     // A copy, and what is none.
-    put("/etc/localtime", &zone("<-03>3"));
+    put("/etc/localtime", &zone("<-03>3", "-03", -10_800));
     assert_eq!(told(&mut host, "guest-get-timezone"), by_date());
     put("/etc/localtime", b"TZif of nothing");
     assert_eq!(told(&mut host, "guest-get-timezone"), utc);

@@ -3,6 +3,9 @@
 use nix::sys::resource::{Resource, setrlimit};
 
 use super::{ConfineError, call};
+use crate::catalogue::facts::FactSet;
+use crate::ipc::bundle::BUNDLE_MAX;
+use crate::policy::parts::WorkerPart;
 use crate::policy::{Limits, TOKENS_MAX};
 
 /// Descriptors that a worker has besides the host's files: see the table in
@@ -13,6 +16,9 @@ const OTHER_DESCRIPTORS: u64 = 64;
 /// Private memory of a worker besides what a request takes: buffers of a fixed
 /// size, the allocator's reserve.
 const WORKER_DATA: u64 = 16 << 20;
+/// Private memory of a worker to tell of the guest: what was gathered, in a buffer
+/// that doubles, an index of it, and the reply.
+const FACTS_DATA: u64 = 4 * BUNDLE_MAX as u64;
 /// Most that a token of a request takes once it is parsed: half a nested array,
 /// whose list has room for four values; rounded up from 72 bytes.
 const TOKEN_BYTES: u64 = 80;
@@ -48,9 +54,10 @@ const COMMON: [(Resource, u64); 4] = [
     (Resource::RLIMIT_MEMLOCK, 0),
 ];
 
-pub(super) fn worker(limits: &Limits) -> Result<(), ConfineError> {
+pub(super) fn worker(part: &WorkerPart) -> Result<(), ConfineError> {
     set(&COMMON)?;
-    let data = worker_data(limits);
+    let limits = &part.limits;
+    let data = worker_data(limits) + if part.facts().gathers() { FACTS_DATA } else { 0 };
     set(&[
         (Resource::RLIMIT_NOFILE, WORKER_DESCRIPTORS + u64::from(limits.handles)),
         (Resource::RLIMIT_DATA, data),
@@ -58,12 +65,14 @@ pub(super) fn worker(limits: &Limits) -> Result<(), ConfineError> {
     ])
 }
 
-pub(super) fn opener() -> Result<(), ConfineError> {
+pub(super) fn opener(facts: FactSet) -> Result<(), ConfineError> {
     set(&COMMON)?;
+    // To no file of the guest's: its filter leaves it the memory for that.
+    let gathers = if facts.gathers() { BUNDLE_MAX as u64 } else { 0 };
     // Rules are opened all at once for Landlock.
     set(&[
         (Resource::RLIMIT_NOFILE, 2048 + OTHER_DESCRIPTORS),
-        (Resource::RLIMIT_FSIZE, 0),
+        (Resource::RLIMIT_FSIZE, gathers),
         (Resource::RLIMIT_DATA, OPENER_DATA),
     ])
 }

@@ -125,7 +125,7 @@ fn child(limits: impl FnOnce() -> Result<(), ConfineError>) -> Result<(), Confin
 /// # Errors
 /// See [`ConfineError`].
 pub fn worker(part: &WorkerPart) -> Result<Confined, ConfineError> {
-    child(|| limits::worker(&part.limits))?;
+    child(|| limits::worker(part))?;
     let abi = landlock::restrict(Domain::Everything, &[])?;
     let filter = filters::worker(part);
     seccomp::install(&filter, false)?;
@@ -137,7 +137,7 @@ pub fn worker(part: &WorkerPart) -> Result<Confined, ConfineError> {
 /// # Errors
 /// See [`ConfineError`]; a rule's path that is missing and not optional is one.
 pub fn opener(part: &OpenerPart) -> Result<Confined, ConfineError> {
-    child(limits::opener)?;
+    child(|| limits::opener(part.facts))?;
     let mut grants = Vec::new();
     let mut missing = Vec::new();
     for (number, rule) in part.rules.iter().enumerate() {

@@ -51,13 +51,16 @@ mod tests {
         json(&timezone(&bundle, UNIX_EPOCH + Duration::from_secs(now)))
     }
 
-    /// A file's block with one zone, `-00`, and no change of it.
-    const BLOCK: &[u8] =
-        b"TZif2\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\x04\0\0\0\0\0\0-00\0";
-
-    /// A file whose zone is this, as `TZ` would have it.
-    fn zone(rule: &str) -> Vec<u8> {
-        [BLOCK, BLOCK, b"\n", rule.as_bytes(), b"\n"].concat()
+    /// A file whose zone is this since 1970, as `TZ` would have it, beginning with this
+    /// name and so many seconds east.
+    fn zone(rule: &str, name: &str, offset: i32) -> Vec<u8> {
+        let length = u8::try_from(name.len() + 1).expect("a short name");
+        let block = |times: u8| {
+            let counts = [times, 0, 0, 0, 1, 0, 0, 0, length];
+            let since = vec![0; usize::from(times) * 9];
+            [&b"TZif2"[..], &[0; 30], &counts, &since, &offset.to_be_bytes(), &[0, 0], name.as_bytes(), b"\0"].concat()
+        };
+        [&block(0), &block(1), &b"\n"[..], rule.as_bytes(), b"\n"].concat()
     }
 
     const WINTER: u64 = 1_767_225_600; // 2026-01-01
@@ -65,17 +68,17 @@ mod tests {
 
     #[test]
     fn summer_and_winter() {
-        let new_york = zone("EST5EDT,M3.2.0,M11.1.0");
+        let new_york = zone("EST5EDT,M3.2.0,M11.1.0", "EST", -18_000);
         assert_eq!(told(Some(&new_york), WINTER), r#"{"zone": "EST", "offset": -18000}"#);
         assert_eq!(told(Some(&new_york), SUMMER), r#"{"zone": "EDT", "offset": -14400}"#);
-        let kathmandu = zone("<+0545>-5:45");
+        let kathmandu = zone("<+0545>-5:45", "+0545", 20_700);
         assert_eq!(told(Some(&kathmandu), SUMMER), r#"{"zone": "+0545", "offset": 20700}"#);
     }
 
     #[test]
     fn what_is_no_zone_is_utc() {
         let utc = r#"{"zone": "UTC", "offset": 0}"#;
-        let cut = &zone("EST5EDT,M3.2.0,M11.1.0")[..60];
+        let cut = &zone("EST5EDT,M3.2.0,M11.1.0", "EST", -18_000)[..60];
         for none in [None, Some(&b""[..]), Some(b"TZif"), Some(b"\xff\xfe"), Some(cut), Some(&vec![b'T'; 70_000])] {
             assert_eq!(told(none, WINTER), utc);
         }
