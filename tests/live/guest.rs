@@ -25,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("counters_of_disks_are_the_kernels", counters_of_disks_are_the_kernels),
     ("processors_and_memory_are_the_kernels", processors_and_memory_are_the_kernels),
     ("processors_and_memory_come_and_go", processors_and_memory_come_and_go),
+    ("what_is_redacted_is_neither_told_nor_read", what_is_redacted_is_neither_told_nor_read),
 ];
 
 fn policy(commands: &[&str]) -> String {
@@ -362,4 +363,19 @@ fn processors_and_memory_come_and_go() {
         let blocks = by_number(told(&mut host, BOTH[1]), "phys-index");
         (blocks[&1] == (false, true)).then_some(())
     });
+}
+
+fn what_is_redacted_is_neither_told_nor_read() {
+    fs::write("/run/utmp", login("root", 1_700_000_000, 0)).expect("utmp");
+    put("/etc/localtime", &zone("NST3:30", "NST", -12_600));
+    put("/etc/os-release", b"ID=debian\nVERSION_ID=12\n");
+    let commands = ["guest-get-users", "guest-get-timezone", "guest-get-osinfo"];
+    let home = Home::new();
+    let agent = home.start(&format!("[commands]\nredact = {}\n", json!(commands)));
+    let mut host = agent.connect();
+    let answers = commands.map(|command| told(&mut host, command));
+    assert_eq!(answers, [json!([]), json!({ "zone": "UTC", "offset": 0 }), json!({ "id": "debian" })]);
+    let facts = agent.records_of("fact-told");
+    let facts: Vec<_> = facts.iter().map(|record| &record["postern"]["fact"]).collect();
+    assert_eq!(facts, ["os-release"]);
 }

@@ -14,7 +14,9 @@ use super::super::channel::Channel;
 use super::super::facts::host::{HostName, now};
 use super::super::facts::load::Load;
 use super::super::facts::os::OsInfo;
-use super::super::facts::{FactError, cpu, diskstats, memory, timezone, users};
+use super::super::facts::timezone::Timezone;
+use super::super::facts::users::users;
+use super::super::facts::{FactError, cpu, diskstats, memory};
 use super::super::qga::error::strerror;
 use super::super::qga::{Id, QgaError};
 use super::{Session, Stop};
@@ -24,10 +26,11 @@ type Told<T> = Result<T, QgaError>;
 
 impl Session {
     pub(super) fn tell(&mut self, command: Command, id: &Id, channel: &Channel) -> Result<(), Stop> {
+        let redacted = self.part.redact.contains(command);
         match command {
             Command::GetTime => self.told(now().map_err(|errno| failed("time", errno)), id, channel),
             Command::GetHostName => {
-                let told = match self.part.telling.host_name(self.part.redact.contains(command)) {
+                let told = match self.part.telling.host_name(redacted) {
                     Some(name) => Ok(HostName { host_name: name.to_owned() }),
                     None => HostName::read().map_err(|errno| failed("host name", errno)),
                 };
@@ -39,17 +42,25 @@ impl Session {
             }
             Command::GetTimezone => {
                 let now = SystemTime::now();
-                let zone = self.gathered(Fact::Timezone, |bundle| Ok(timezone::timezone(bundle, now)))?;
+                let zone = match redacted {
+                    true => Ok(Timezone::utc()),
+                    false => self.gathered(Fact::Timezone, |bundle| Ok(Timezone::read(bundle, now)))?,
+                };
                 self.told(zone, id, channel)
             }
             Command::GetOsinfo => {
                 let release = self.gathered(Fact::OsRelease, |bundle| Ok(OsInfo::of_release(bundle)))?;
-                let info =
-                    release.and_then(|release| release.and_kernel().map_err(|errno| failed("kernel's release", errno)));
+                let info = release.and_then(|release| match redacted {
+                    true => Ok(release.reduced()),
+                    false => release.and_kernel().map_err(|errno| failed("kernel's release", errno)),
+                });
                 self.told(info, id, channel)
             }
             Command::GetUsers => {
-                let users = self.gathered(Fact::Users, |bundle| Ok(users::users(bundle)))?;
+                let users = match redacted {
+                    true => Ok(Vec::new()),
+                    false => self.gathered(Fact::Users, |bundle| Ok(users(bundle)))?,
+                };
                 self.told(users, id, channel)
             }
             Command::GetCpustats => {

@@ -22,15 +22,23 @@ pub struct Timezone {
     offset: i32,
 }
 
-/// The zone as it is at this time. Without a file, and of a file that is none of a
-/// zone, it is UTC, as for all else in the guest.
-#[must_use]
-pub fn timezone(bundle: &Bundle<'_>, now: SystemTime) -> Timezone {
-    // As it is: the newline behind the last rule is a part of it.
-    let zone = bundle.told(Kind::Content, Path::new(LOCALTIME)).and_then(|tzif| TimeZone::tzif("", tzif).ok());
-    let zone = zone.unwrap_or(TimeZone::UTC);
-    let info = zone.to_offset_info(Timestamp::try_from(now).unwrap_or(Timestamp::MAX));
-    Timezone { zone: info.abbreviation().to_owned(), offset: info.offset().seconds() }
+impl Timezone {
+    /// The zone as it is at this time. Without a file, and of a file that is none of a
+    /// zone, it is UTC, as for all else in the guest.
+    #[must_use]
+    pub fn read(bundle: &Bundle<'_>, now: SystemTime) -> Self {
+        // As it is: the newline behind the last rule is a part of it.
+        let tzif = bundle.told(Kind::Content, Path::new(LOCALTIME));
+        let Some(zone) = tzif.and_then(|tzif| TimeZone::tzif("", tzif).ok()) else { return Self::utc() };
+        let info = zone.to_offset_info(Timestamp::try_from(now).unwrap_or(Timestamp::MAX));
+        Self { zone: info.abbreviation().to_owned(), offset: info.offset().seconds() }
+    }
+
+    /// None in particular.
+    #[must_use]
+    pub fn utc() -> Self {
+        Self { zone: "UTC".to_owned(), offset: 0 }
+    }
 }
 
 #[cfg(test)]
@@ -48,7 +56,7 @@ mod tests {
             assert!(gathered.add(Kind::Content, LOCALTIME.as_bytes(), tzif));
         }
         let bundle = Bundle::read(gathered.bytes()).expect("a bundle");
-        json(&timezone(&bundle, UNIX_EPOCH + Duration::from_secs(now)))
+        json(&Timezone::read(&bundle, UNIX_EPOCH + Duration::from_secs(now)))
     }
 
     /// A file whose zone is this since 1970, as `TZ` would have it, beginning with this

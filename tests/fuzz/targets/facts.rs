@@ -6,7 +6,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use postern_core::ipc::bundle::{Bundle, Gathered, Kind};
-use postern_worker::facts::{cpu, diskstats, memory, os::OsInfo, timezone, users};
+use postern_worker::facts::{cpu, diskstats, memory, os::OsInfo, timezone::Timezone, users};
 use postern_worker::qga::{Id, reply};
 use serde_json::Value;
 
@@ -56,7 +56,7 @@ fn all(bundle: &Bundle<'_>, bytes: &[u8]) {
     assert!(reduced.as_object().expect("an object").iter().all(|(key, id)| key == "id" && whole.get(key) == Some(id)));
 
     for year in [0, 30, 56, 10_000] {
-        let zone = json(&timezone::timezone(bundle, UNIX_EPOCH + Duration::from_secs(year * 31_556_952)), bytes);
+        let zone = json(&Timezone::read(bundle, UNIX_EPOCH + Duration::from_secs(year * 31_556_952)), bytes);
         let offset = zone["offset"].as_i64().expect("a whole number");
         // RFC 9636: not even a day and two hours.
         assert!(offset.abs() < 26 * 3600 && zone["zone"].is_string(), "{zone}");
