@@ -60,7 +60,9 @@ fn the_distribution_and_its_kernel_are_told() {
             "kernel-version": kernel.version().to_str(),
             "machine": kernel.machine().to_str(),
         });
-        more.iter().for_each(|(key, value)| all[*key] = json!(value));
+        for (key, value) in more {
+            all[*key] = json!(value);
+        }
         all
     };
     let theirs = expected(&[("id", "theirs"), ("pretty-name", "Their System")]);
@@ -289,13 +291,13 @@ fn processors_and_memory_are_the_kernels() {
         let online = read(format!("{CPU}/cpu{number}/online"));
         json!({ "logical-id": number, "online": online.as_deref() != Some("0"), "can-offline": online.is_some() })
     });
-    assert_eq!(told(&mut host, BOTH[0]), Value::from_iter(vcpus));
+    assert_eq!(told(&mut host, BOTH[0]), vcpus.collect::<Value>());
     let blocks = numbered(MEMORY, "memory").into_iter().map(|number| {
         let [state, removable] = ["state", "removable"].map(|file| read(format!("{MEMORY}/memory{number}/{file}")));
         let (online, can_offline) = (state.as_deref() == Some("online"), removable.as_deref() == Some("1"));
         json!({ "phys-index": number, "online": online, "can-offline": can_offline })
     });
-    assert_eq!(told(&mut host, BOTH[1]), Value::from_iter(blocks));
+    assert_eq!(told(&mut host, BOTH[1]), blocks.collect::<Value>());
     match read(format!("{MEMORY}/block_size_bytes")) {
         Some(size) => {
             let size = u64::from_str_radix(&size, 16).expect("a number");

@@ -42,25 +42,23 @@ impl Session {
             }
             Command::GetTimezone => {
                 let now = SystemTime::now();
-                let zone = match redacted {
-                    true => Ok(Timezone::utc()),
-                    false => self.gathered(Fact::Timezone, |bundle| Ok(Timezone::read(bundle, now)))?,
+                let zone = if redacted {
+                    Ok(Timezone::utc())
+                } else {
+                    self.gathered(Fact::Timezone, |bundle| Ok(Timezone::read(bundle, now)))?
                 };
                 self.told(zone, id, channel)
             }
             Command::GetOsinfo => {
-                let release = self.gathered(Fact::OsRelease, |bundle| Ok(OsInfo::of_release(bundle)))?;
-                let info = release.and_then(|release| match redacted {
-                    true => Ok(release.reduced()),
-                    false => release.and_kernel().map_err(|errno| failed("kernel's release", errno)),
-                });
+                let info = match self.gathered(Fact::OsRelease, |bundle| Ok(OsInfo::of_release(bundle)))? {
+                    Ok(release) if !redacted => release.and_kernel().map_err(|errno| failed("kernel's release", errno)),
+                    release => release.map(OsInfo::reduced),
+                };
                 self.told(info, id, channel)
             }
             Command::GetUsers => {
-                let users = match redacted {
-                    true => Ok(Vec::new()),
-                    false => self.gathered(Fact::Users, |bundle| Ok(users(bundle)))?,
-                };
+                let users =
+                    if redacted { Ok(Vec::new()) } else { self.gathered(Fact::Users, |bundle| Ok(users(bundle)))? };
                 self.told(users, id, channel)
             }
             Command::GetCpustats => {
