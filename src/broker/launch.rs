@@ -168,6 +168,7 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         policy_digest: policy.digest,
         policy_in_force: policy.in_force(),
         commands: policy.commands,
+        redact: policy.redact,
         file_rules: policy.files.len(),
         channel: about::channel(channel.as_ref().unwrap_or(&policy.channel), passed),
         privileged,

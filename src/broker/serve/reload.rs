@@ -284,6 +284,7 @@ impl Broker {
             digest: policy.digest,
             in_force: policy.in_force(),
             commands: policy.commands,
+            redact: policy.redact,
             file_rules: policy.files.len(),
             tightened: comparison.tightened.clone(),
             widened: comparison.widened.clone(),

@@ -36,24 +36,26 @@ pub(super) fn log_opened(out: &mut Fields, run: &Run, why: Opening) {
     out.push(("host.os.kernel", Value::Str(run.kernel.clone().into())));
     out.push(("host.boot.id", Value::Str(run.boot_id.clone().into())));
     out.push(("postern.version", Value::Str(run.version.into())));
-    policy(out, &run.policy_digest, &run.policy_in_force, run.commands, run.file_rules);
+    policy(out, &run.policy_digest, &run.policy_in_force, [run.commands, run.redact], run.file_rules);
     text(out, "postern.channel", "postern.channel_bytes", &run.channel);
     out.push(("postern.privileged", Value::Bool(run.privileged)));
     out.push(("postern.landlock_abi", Value::Number(run.landlock_abi.into())));
     out.push(("postern.confinement", Value::Object(run.confinement.iter().map(confinement).collect())));
 }
 
-/// What a policy comes down to.
-fn policy(out: &mut Fields, digest: &[u8; 32], in_force: &[u8; 32], commands: CommandSet, file_rules: usize) {
+/// What a policy comes down to: what it allows, and what of that it redacts.
+fn policy(out: &mut Fields, digest: &[u8; 32], in_force: &[u8; 32], sets: [CommandSet; 2], file_rules: usize) {
     out.push(("postern.policy_digest", digested(digest)));
     out.push(("postern.policy_in_force", digested(in_force)));
-    let commands = commands.iter().map(|command| command.name().to_owned()).collect();
-    out.push(("postern.commands", Value::List(commands)));
+    for (name, commands) in ["postern.commands", "postern.redacted"].into_iter().zip(sets) {
+        let commands = commands.iter().map(|command| command.name().to_owned()).collect();
+        out.push((name, Value::List(commands)));
+    }
     out.push(("postern.file_rules", Value::Number(file_rules as u64)));
 }
 
 pub(super) fn put_reloaded(out: &mut Fields, new: &Reloaded) {
-    policy(out, &new.digest, &new.in_force, new.commands, new.file_rules);
+    policy(out, &new.digest, &new.in_force, [new.commands, new.redact], new.file_rules);
     put_words(out, "postern.tightened", &new.tightened);
     put_words(out, "postern.widened", &new.widened);
     put_words(out, "postern.surplus", &new.surplus);

@@ -23,6 +23,8 @@ pub struct Run {
     pub policy_in_force: [u8; 32],
     /// Commands that the host may use.
     pub commands: CommandSet,
+    /// Those of them whose answers say little.
+    pub redact: CommandSet,
     /// Number of file rules in force.
     pub file_rules: usize,
     /// Where the host is met.
@@ -50,6 +52,8 @@ pub struct Reloaded {
     pub in_force: [u8; 32],
     /// Commands that the host may use.
     pub commands: CommandSet,
+    /// Those of them whose answers say little.
+    pub redact: CommandSet,
     /// Number of file rules.
     pub file_rules: usize,
     /// Keys of which it takes something away.

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use postern_broker::log::{Log, LogError, tail_bytes_max};
 use postern_core::audit::{Chain, Record, Run, Text};
-use postern_core::catalogue::Command;
+use postern_core::catalogue::{Command, CommandSet};
 use postern_core::messages::Denial;
 use postern_core::policy::Audit;
 use postern_tools::audit::{Kind, Problem, Verified, head, verify};
@@ -127,6 +127,7 @@ fn facts() -> Run {
         policy_digest: [1; 32],
         policy_in_force: [2; 32],
         commands: Command::all().collect(),
+        redact: CommandSet::EMPTY,
         file_rules: 0,
         channel: Text::from("unix-listen:/run/host.sock"),
         privileged: false,
