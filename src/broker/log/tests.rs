@@ -22,6 +22,7 @@ fn files_that_were_moved_away_are_seen_a_minute_later() {
         policy_digest: [0; 32],
         policy_in_force: [0; 32],
         commands: CommandSet::EMPTY,
+        redact: CommandSet::EMPTY,
         file_rules: 0,
         channel: Text::from(""),
         privileged: false,
