@@ -22,6 +22,8 @@ mod crashes;
 mod evidence;
 #[path = "live/facts.rs"]
 mod facts;
+#[path = "live/filesystems.rs"]
+mod filesystems;
 #[path = "live/freezes.rs"]
 mod freezes;
 #[path = "live/guest.rs"]
@@ -86,6 +88,7 @@ fn main() -> ExitCode {
         evidence::TESTS,
         canary::TESTS,
         facts::TESTS,
+        filesystems::TESTS,
         heads::TESTS,
         keep::TESTS,
         reading::TESTS,

@@ -265,6 +265,8 @@ pub enum Command {
     GetVcpus,
     GetMemoryBlocks,
     GetMemoryBlockInfo,
+    GetFsinfo,
+    GetDisks,
 }
 
 /// Every command that stock `qemu-ga` 10.2 has on Linux. Offered commands come
@@ -343,6 +345,9 @@ pub static CATALOGUE: [Entry; 43] = [
         .tells(&[Fact::MemoryBlocks]),
     Entry::offered(Command::GetMemoryBlockInfo, "guest-get-memory-block-info", "tell how large those are")
         .tells(&[Fact::MemoryBlockSize]),
+    Entry::offered(Command::GetFsinfo, "guest-get-fsinfo", "tell of filesystems and their disks")
+        .tells(&[Fact::Filesystems]),
+    Entry::offered(Command::GetDisks, "guest-get-disks", "tell of disks and partitions").tells(&[Fact::Disks]),
     Entry::by_design(
         "guest-set-time",
         "who sets the clock says which certificates hold and when records were made; kvm-clock, ptp_kvm or NTP keep it",
@@ -353,8 +358,6 @@ pub static CATALOGUE: [Entry; 43] = [
     Entry::not_offered("guest-suspend-hybrid").silent(),
     Entry::not_offered("guest-network-get-interfaces"),
     Entry::not_offered("guest-set-vcpus"),
-    Entry::not_offered("guest-get-disks"),
-    Entry::not_offered("guest-get-fsinfo"),
     Entry::by_design("guest-set-user-password", "who sets a password can log in as its user, past every rule on files"),
     Entry::not_offered("guest-set-memory-blocks"),
     Entry::by_design("guest-exec-status", "there is nothing to ask after: guest-exec is not offered"),

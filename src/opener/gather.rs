@@ -14,10 +14,12 @@ use nix::fcntl::{AT_FDCWD, openat, readlinkat};
 use nix::sys::stat::Mode as Permissions;
 use nix::sys::uio::pwrite;
 use nix::unistd::{ftruncate, read};
-use postern_core::catalogue::facts::{Fact, Part, Reads};
+use postern_core::catalogue::facts::{Fact, MOUNTS, Part, Reads};
 use postern_core::confine::filters::OPEN_FACT;
 use postern_core::ipc::bundle::{Gathered, Kind};
 use postern_core::sys::listing;
+
+use crate::space;
 
 /// Most bytes of one file: more than any of `/sys` has, and any other that a row
 /// names.
@@ -37,20 +39,29 @@ pub(crate) enum Told {
     },
 }
 
-/// Tells a fact; what is gathered goes to `memory`.
+/// What an opener holds to gather with, if its facts take it.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    /// Where it puts what it gathers.
+    pub(crate) memory: Option<OwnedFd>,
+    /// The mount table.
+    pub(crate) mounts: Option<OwnedFd>,
+}
+
+/// Tells a fact; what is gathered goes to the memory.
 ///
 /// # Errors
 /// Of a kept file, that of open(2); `EFBIG` for more than a bundle holds, what
 /// pwrite(2) fails with, and `ENODEV` without memory.
-pub(crate) fn tell(fact: Fact, memory: Option<&OwnedFd>) -> Result<Told, Errno> {
+pub(crate) fn tell(fact: Fact, held: &Held) -> Result<Told, Errno> {
     let parts = match fact.row().reads {
         Reads::Kept(path) => {
             return Ok(Told::Kept(openat(AT_FDCWD, path, OPEN_FACT, Permissions::empty())?));
         }
         Reads::Gathered(parts) => parts,
     };
-    let memory = memory.ok_or(Errno::ENODEV)?;
-    let mut gatherer = Gatherer::default();
+    let memory = held.memory.as_ref().ok_or(Errno::ENODEV)?;
+    let mut gatherer = Gatherer { mounts: held.mounts.as_ref(), ..Gatherer::default() };
     for part in parts {
         gatherer.gather(part)?;
     }
@@ -65,15 +76,24 @@ pub(crate) fn tell(fact: Fact, memory: Option<&OwnedFd>) -> Result<Told, Errno> 
 }
 
 #[derive(Debug, Default)]
-struct Gatherer {
+struct Gatherer<'a> {
+    mounts: Option<&'a OwnedFd>,
     gathered: Gathered,
     denied: bool,
 }
 
-impl Gatherer {
+impl Gatherer<'_> {
     fn gather(&mut self, part: &Part) -> Result<(), Errno> {
         match *part {
             Part::File { path, .. } => self.file(path.as_bytes()),
+            Part::Space => {
+                let table = space::table(self.mounts.ok_or(Errno::ENODEV)?)?;
+                self.add(Kind::Content, MOUNTS.as_bytes(), &table)?;
+                for (device, space) in space::measure(&table) {
+                    self.add(Kind::Space, device.to_string().as_bytes(), space.as_bytes())?;
+                }
+                Ok(())
+            }
             Part::Each { directory, prefix, files, links, lists, .. } => {
                 for name in self.names(directory.as_bytes())? {
                     if !name.starts_with(prefix.as_bytes()) {

@@ -14,18 +14,20 @@
 
 mod gather;
 mod open;
+mod space;
 
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode as Permissions, umask};
+use postern_core::catalogue::facts;
 use postern_core::confine::{self, Confined, filters};
 use postern_core::ipc::{Pipe, ReceiveError};
 use postern_core::messages::{OpenerOrder, OpenerReport, Text, WirePath};
 use postern_core::policy::parts::OpenerPart;
 use postern_core::sys::{descriptors, last_words, process};
 
-use gather::Told;
+use gather::{Held, Told};
 use open::{Opened, Opener};
 
 type Broker = Pipe<OpenerReport, OpenerOrder>;
@@ -65,18 +67,18 @@ pub fn run() -> End {
         Err(ReceiveError::Closed) => return End::BrokerGone,
         Err(_) => return End::BrokerBroken,
     };
-    let (proc_self_fd, memory, confined) = match prepare(&part, memory) {
+    let (proc_self_fd, held, confined) = match prepare(&part, memory) {
         Ok(prepared) => prepared,
         Err(why) => {
             let _ = broker.send(&OpenerReport::Unconfined { why: Text::cut(why.to_string().as_bytes()) }, None);
             return End::Unconfined;
         }
     };
-    serve(&mut broker, &Opener::new(part, proc_self_fd), memory.as_ref(), &confined)
+    serve(&mut broker, &Opener::new(part, proc_self_fd), &held, &confined)
 }
 
-/// What an opener works with: `/proc/self/fd`, and where it gathers.
-type Prepared = (OwnedFd, Option<OwnedFd>, Confined);
+/// What an opener works with: `/proc/self/fd`, and what it gathers with.
+type Prepared = (OwnedFd, Held, Confined);
 
 fn prepare(part: &OpenerPart, memory: Option<OwnedFd>) -> Result<Prepared, confine::ConfineError> {
     let failed = |what| move |why| confine::ConfineError::Call { what, why };
@@ -89,12 +91,20 @@ fn prepare(part: &OpenerPart, memory: Option<OwnedFd>) -> Result<Prepared, confi
         .map_err(std::io::Error::from)
         .and_then(|directory| descriptors::move_to(directory, filters::PROC_SELF_FD))
         .map_err(failed("opening /proc/self/fd"))?;
+    let mounts = part
+        .facts
+        .measures()
+        .then(|| nix::fcntl::open(facts::MOUNTS, filters::OPEN_FACT, Permissions::empty()))
+        .transpose()
+        .map_err(std::io::Error::from)
+        .and_then(|table| table.map(|table| descriptors::move_to(table, filters::MOUNTINFO)).transpose())
+        .map_err(failed("opening /proc/self/mountinfo"))?;
     // The policy says which mode a created file gets, whatever the umask.
     umask(Permissions::empty());
-    Ok((proc_self_fd, memory, confine::opener(part)?))
+    Ok((proc_self_fd, Held { memory, mounts }, confine::opener(part)?))
 }
 
-fn serve(broker: &mut Broker, opener: &Opener, memory: Option<&OwnedFd>, confined: &Confined) -> End {
+fn serve(broker: &mut Broker, opener: &Opener, held: &Held, confined: &Confined) -> End {
     if broker.send(&OpenerReport::Ready { standing: confined.standing.clone() }, None).is_err() {
         return End::BrokerBroken;
     }
@@ -110,7 +120,7 @@ fn serve(broker: &mut Broker, opener: &Opener, memory: Option<&OwnedFd>, confine
                     broker.send(&report, None)
                 }
             },
-            Ok(OpenerOrder::Tell { id, fact }) => match gather::tell(fact, memory) {
+            Ok(OpenerOrder::Tell { id, fact }) => match gather::tell(fact, held) {
                 Ok(Told::Kept(file)) => broker.send(&OpenerReport::Kept { id }, Some(file.as_fd())),
                 Ok(Told::Gathered { length, denied }) => {
                     broker.send(&OpenerReport::Gathered { id, length, denied }, None)

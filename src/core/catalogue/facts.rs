@@ -23,6 +23,8 @@ pub enum Fact {
     Vcpus,
     MemoryBlocks,
     MemoryBlockSize,
+    Filesystems,
+    Disks,
 }
 
 /// How a fact reaches the worker.
@@ -63,7 +65,45 @@ pub enum Part {
         /// Directories, likewise.
         lists: &'static [&'static str],
     },
+    /// The mount table, and how full each filesystem is that tells so without anyone
+    /// being asked: no server, no process, no automounter.
+    Space,
 }
+
+/// Under which name the mount table stands in a bundle.
+pub const MOUNTS: &str = "/proc/self/mountinfo";
+
+/// Where the kernel lists block devices, disks and partitions alike.
+pub const BLOCK_DEVICES: &str = "/sys/class/block";
+/// Where it lists devices of PCI, and with each the driver.
+pub const PCI_DEVICES: &str = "/sys/bus/pci/devices";
+/// Where it lists the ports of ATA controllers.
+pub const ATA_PORTS: &str = "/sys/class/ata_port";
+/// Where udev keeps what it knows of devices.
+pub const UDEV: &str = "/run/udev/data";
+
+/// Each block device: where it is, its number and size, its name with the device
+/// mapper, what it is made of.
+const BLOCKS: Part = Part::Each {
+    directory: BLOCK_DEVICES,
+    prefix: "",
+    reach: "/sys/devices",
+    files: &["dev", "size", "dm/name"],
+    links: &[""],
+    lists: &["slaves"],
+};
+const DRIVERS: Part = Part::Each {
+    directory: PCI_DEVICES,
+    prefix: "",
+    reach: "/sys/devices",
+    files: &[],
+    links: &["driver"],
+    lists: &[],
+};
+const PORTS: Part =
+    Part::Each { directory: ATA_PORTS, prefix: "", reach: "/sys/devices", files: &[], links: &[""], lists: &[] };
+/// Serial numbers, and other names, of block devices.
+const NOTED: Part = Part::Each { directory: UDEV, prefix: "b", reach: UDEV, files: &[""], links: &[], lists: &[] };
 
 /// One row: a fact and where it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +117,7 @@ pub struct Row {
 }
 
 /// Every fact, in [`Fact`]'s order, so that a fact indexes its own row.
-pub static FACTS: [Row; 9] = [
+pub static FACTS: [Row; 11] = [
     Row { fact: Fact::Load, name: "load", reads: Reads::Kept("/proc/loadavg") },
     Row {
         fact: Fact::Timezone,
@@ -137,6 +177,12 @@ pub static FACTS: [Row; 9] = [
         name: "memory-block-size",
         reads: Reads::Gathered(&[file("/sys/devices/system/memory/block_size_bytes")]),
     },
+    Row {
+        fact: Fact::Filesystems,
+        name: "filesystems",
+        reads: Reads::Gathered(&[Part::Space, BLOCKS, DRIVERS, PORTS, NOTED]),
+    },
+    Row { fact: Fact::Disks, name: "disks", reads: Reads::Gathered(&[BLOCKS, DRIVERS, PORTS, NOTED]) },
 ];
 
 /// A file that lies where it lies.
@@ -200,6 +246,8 @@ impl Part {
                 (!files.is_empty()).then_some((reach, Allows::Read)),
                 (!lists.is_empty()).then_some((reach, Allows::List)),
             ],
+            // Looking at a mountpoint takes none, and the table is opened before.
+            Self::Space => [None; 3],
         };
         of.into_iter().flatten()
     }
@@ -247,6 +295,12 @@ impl FactSet {
     #[must_use]
     pub fn gathers(self) -> bool {
         self.iter().any(Fact::is_gathered)
+    }
+
+    /// Whether any of them asks how full filesystems are.
+    #[must_use]
+    pub fn measures(self) -> bool {
+        self.iter().any(|fact| matches!(fact.row().reads, Reads::Gathered(parts) if parts.contains(&Part::Space)))
     }
 }
 

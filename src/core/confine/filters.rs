@@ -42,7 +42,9 @@ pub const EPOLL: RawFd = 4;
 
 /// Where the opener puts what it gathers of the guest, if the policy has it gather.
 pub const GATHERED: RawFd = 5;
-/// Where the worker reads that.
+/// The opener's mount table, if the policy has it measure filesystems.
+pub const MOUNTINFO: RawFd = 6;
+/// Where the worker reads what the opener gathered.
 pub const TOLD: RawFd = 6;
 
 /// The dynamic loader, which the kernel executes beside a binary that is not
@@ -240,6 +242,17 @@ fn telling(facts: FactSet) -> Vec<Rule> {
             permit!(readlinkat, [When::Is(0, int(libc::AT_FDCWD))], "gathering where such links lead"),
             permit!(pwrite64, [When::Is(0, int(GATHERED))], "putting it where the worker reads it"),
             permit!(ftruncate, [When::Is(0, int(GATHERED))], "forgetting what was gathered before"),
+        ]);
+    }
+    if facts.measures() {
+        rules.extend([
+            permit!(pread64, [When::Is(0, int(MOUNTINFO))], "the mount table as it is now"),
+            permit!(
+                statx,
+                [When::Is(2, int(libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC)), When::Is(3, libc::STATX_MNT_ID)],
+                "which mount a mountpoint is on, as this kernel knows without asking"
+            ),
+            permit!(fstatfs, "how full a filesystem is"),
         ]);
     }
     rules

@@ -66,7 +66,7 @@ pub(super) mod numbers {
         accept4 = SYS_accept4, brk = SYS_brk, capget = SYS_capget, capset = SYS_capset, clock_gettime = SYS_clock_gettime,
         clone = SYS_clone, close = SYS_close, close_range = SYS_close_range, connect = SYS_connect, dup3 = SYS_dup3, epoll_create1 = SYS_epoll_create1,
         epoll_ctl = SYS_epoll_ctl, epoll_pwait = SYS_epoll_pwait, execveat = SYS_execveat,
-        exit_group = SYS_exit_group, faccessat = SYS_faccessat, fcntl = SYS_fcntl, fdatasync = SYS_fdatasync, fstat = SYS_fstat, ftruncate = SYS_ftruncate, futex = SYS_futex,
+        exit_group = SYS_exit_group, faccessat = SYS_faccessat, fcntl = SYS_fcntl, fdatasync = SYS_fdatasync, fstat = SYS_fstat, fstatfs = SYS_fstatfs, ftruncate = SYS_ftruncate, futex = SYS_futex,
         getdents64 = SYS_getdents64, getegid = SYS_getegid, geteuid = SYS_geteuid, getgid = SYS_getgid, getpeername = SYS_getpeername,
         getpid = SYS_getpid, getrandom = SYS_getrandom,
         getresuid = SYS_getresuid, getsockopt = SYS_getsockopt, gettid = SYS_gettid,

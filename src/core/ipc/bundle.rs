@@ -26,7 +26,8 @@ pub enum Kind {
     Link,
     /// The names in the directory, a NUL behind each.
     Names,
-    /// How full the filesystem is that is mounted there.
+    /// How full the filesystem is that has this number in the mount table: the size of
+    /// a block, and how many blocks there are, are free, and are free for users.
     Space,
 }
 

@@ -1,8 +1,8 @@
 //! Filesystem controls: freezing and thawing, and which mount a descriptor is on.
 //!
-//! Trust: takes descriptors and numbers, no host input. The broker's alone:
-//! its `fsfreeze` calls them from threads of their own, for they may block
-//! for minutes.
+//! Trust: takes descriptors and numbers, no host input. The broker's, but for
+//! [`mount_id`]: its `fsfreeze` calls them from threads of their own, for they may
+//! block for minutes.
 
 use std::ffi::c_int;
 use std::mem::MaybeUninit;
@@ -84,7 +84,8 @@ pub fn object(file: BorrowedFd<'_>) -> nix::Result<Object> {
 /// Those of `statx(2)`; `ENOSYS` where the kernel does not tell.
 pub fn mount_id(file: BorrowedFd<'_>) -> nix::Result<u64> {
     let mask = libc::STATX_MNT_ID;
-    let answer = statx(file, 0, mask)?;
+    // What else the call would tell, a server would be asked for.
+    let answer = statx(file, libc::AT_STATX_DONT_SYNC, mask)?;
     if answer.stx_mask & mask == 0 {
         return Err(Errno::ENOSYS);
     }

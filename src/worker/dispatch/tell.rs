@@ -3,6 +3,7 @@
 //!
 //! Trust: what is told of is the guest's; nothing of the host's request is used.
 
+use std::path::Path;
 use std::time::SystemTime;
 
 use nix::errno::Errno;
@@ -16,7 +17,7 @@ use super::super::facts::load::Load;
 use super::super::facts::os::OsInfo;
 use super::super::facts::timezone::Timezone;
 use super::super::facts::users::users;
-use super::super::facts::{FactError, cpu, diskstats, memory};
+use super::super::facts::{FactError, cpu, disks, diskstats, fsinfo, memory};
 use super::super::qga::error::strerror;
 use super::super::qga::{Id, QgaError};
 use super::{Session, Stop};
@@ -80,6 +81,21 @@ impl Session {
             Command::GetMemoryBlockInfo => {
                 let info = self.gathered(Fact::MemoryBlockSize, memory::block_info)?;
                 self.told(info, id, channel)
+            }
+            Command::GetFsinfo => {
+                let telling = self.part.telling.clone();
+                let shows = |path: &Path| telling.shows_mount(redacted, path);
+                let disks = telling.shows_disks(redacted);
+                let filesystems = self.gathered(Fact::Filesystems, |bundle| fsinfo::read(bundle, shows, disks))?;
+                self.told(filesystems, id, channel)
+            }
+            Command::GetDisks => {
+                let disks = if redacted {
+                    Ok(Vec::new())
+                } else {
+                    self.gathered(Fact::Disks, |bundle| Ok(disks::read(bundle)))?
+                };
+                self.told(disks, id, channel)
             }
             // Not among those that tell: see `request`.
             _ => self.told::<()>(Err(QgaError::CommandDisabled(command.name())), id, channel),

@@ -9,8 +9,13 @@
 //! was chosen by users of the guest. Whatever it is, it costs no more than its
 //! size, and the reply has the schema's type.
 
+mod block;
 pub mod cpu;
+pub(crate) mod disks;
 pub mod diskstats;
+#[cfg(test)]
+mod fixtures;
+pub(crate) mod fsinfo;
 pub(crate) mod host;
 pub(crate) mod load;
 pub mod memory;
@@ -44,6 +49,9 @@ pub enum FactError {
     /// A kernel that can neither add nor remove memory.
     #[error("open(\"/sys/devices/system/memory/\"): No such file or directory")]
     NoMemoryDirectory,
+    /// A mount table that is none.
+    #[error("failed to read /proc/self/mountinfo: not as expected")]
+    NoMountTable,
 }
 
 /// Most bytes of a file that is kept: more than `/proc/stat` of 4,096 processors.

@@ -287,6 +287,8 @@ fn request(command: Command, mut args: Arguments<'_>) -> Result<Request<'_>, Qga
         | Command::GetDiskstats
         | Command::GetVcpus
         | Command::GetMemoryBlocks
-        | Command::GetMemoryBlockInfo => Request::Tell(command),
+        | Command::GetMemoryBlockInfo
+        | Command::GetFsinfo
+        | Command::GetDisks => Request::Tell(command),
     })
 }
