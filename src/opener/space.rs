@@ -58,8 +58,8 @@ pub(crate) fn measure(table: &[u8]) -> Vec<(Device, String)> {
         }
         seen.push(mount.device);
         let of_it = mounts.iter().filter(|other| other.device == mount.device && is_measured(other));
-        let ways = of_it.filter(|mount| asks_nobody(&mounts, mount)).take(TRIES);
-        found.extend(ways.filter_map(space).next().map(|space| (mount.device, space)));
+        let mut ways = of_it.filter(|mount| asks_nobody(&mounts, mount)).take(TRIES);
+        found.extend(ways.find_map(space).map(|space| (mount.device, space)));
     }
     found
 }

@@ -213,12 +213,12 @@ fn a_mountpoint_out_of_reach_has_no_numbers() {
     let told = filesystems(&mut host);
     assert!(!has_numbers(at(&told, "/closed/disk")), "{told:?}");
     // By another way it is reached, and told of where it was mounted first.
-    let _open = Mounted::bind(&mounted.at, Path::new("/open"));
+    let open = Mounted::bind(&mounted.at, Path::new("/open"));
     let told = filesystems(&mut host);
     assert_eq!(mountpoints(&told), ["/closed/disk"]);
     assert!(has_numbers(&told[0]), "{told:?}");
     fs::set_permissions("/closed", PermissionsExt::from_mode(0o711)).expect("its mode");
-    drop(_open);
+    drop(open);
     assert!(has_numbers(at(&filesystems(&mut host), "/closed/disk")));
 }
 

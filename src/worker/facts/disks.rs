@@ -1,7 +1,7 @@
 //! `guest-get-disks`: disks and their partitions, what they are made of and where they
 //! sit.
 //!
-//! Stock tells of NVMe disks also how worn they are; that takes a command to the
+//! Stock tells of `NVMe` disks also how worn they are; that takes a command to the
 //! device, which the opener could not be let send without all others.
 //!
 //! Trust: the kernel's names. Pure.

@@ -1,3 +1,5 @@
+//! Records of both kinds, whole and broken, against what is told of them.
+
 use postern_core::ipc::bundle::Gathered;
 use proptest::prelude::*;
 
