@@ -73,7 +73,10 @@ fn copy(program: &Path, root: &Path, to: &Path) {
     };
     place(program, to);
     let output = Command::new("ldd").arg(program).output().expect("ldd");
-    for word in String::from_utf8_lossy(&output.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
+    let said = String::from_utf8_lossy(&output.stdout);
+    // Lines without an address are complaints.
+    let found = said.lines().filter(|line| line.contains(" (0x"));
+    for word in found.flat_map(str::split_whitespace).filter(|word| word.starts_with('/')) {
         place(Path::new(word), Path::new(word));
     }
 }
