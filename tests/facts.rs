@@ -1,0 +1,39 @@
+//! What postern tells of the guest: typed, taken by another program's types, and
+//! compared with what stock tells of the same machine. Needs root, loop devices, mkfs
+//! of ext4, xfs and btrfs, `ip` of iproute2, the package qemu-guest-agent, and a newer
+//! one from Debian's mirror (`tests/vm/prepare stock`). Each test runs in a cell
+//! (`support::cell`).
+
+mod support;
+
+#[path = "facts/agents.rs"]
+mod agents;
+#[path = "facts/beside.rs"]
+mod beside;
+#[path = "facts/client.rs"]
+mod client;
+#[path = "facts/compare.rs"]
+mod compare;
+#[path = "facts/intended.rs"]
+mod intended;
+#[path = "facts/scene.rs"]
+mod scene;
+#[path = "facts/schema.rs"]
+mod schema;
+
+use std::process::ExitCode;
+
+use support::agent::BINARY;
+use support::runner;
+
+const PROGRAMS: &[&str] = &[BINARY, "qemu-ga", "losetup", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "ip"];
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).is_none_or(|argument| !matches!(argument.as_str(), "--role" | "--in-cell" | "--list")) {
+        agents::prepare();
+    }
+    let tests: Vec<runner::Test> = [schema::TESTS, client::TESTS, compare::TESTS, beside::TESTS].concat();
+    let newer = agents::programs();
+    let programs: Vec<&str> = PROGRAMS.iter().copied().chain(newer.iter().map(String::as_str)).collect();
+    runner::main(&tests, &[], &programs)
+}
