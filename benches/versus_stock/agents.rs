@@ -52,8 +52,8 @@ impl Place {
     }
 
     /// One of several places: postern's log lies in `log`, or with everything
-    /// else, and `audit` are more lines of that table of its policy.
-    pub(crate) fn numbered(number: u32, log: Option<&Path>, audit: &str) -> Result<Self> {
+    /// else, and `more` are more lines of its policy's `[audit]`, and other tables.
+    pub(crate) fn numbered(number: u32, log: Option<&Path>, more: &str) -> Result<Self> {
         let shm = Path::new("/dev/shm");
         let made = tempfile::Builder::new().prefix("versus-stock-").tempdir_in(shm);
         let tmpfs = made.is_ok();
@@ -69,11 +69,11 @@ impl Place {
             cpus: sched_getaffinity(Pid::from_raw(0))?,
             directory,
         };
-        place.fill(log, audit)?;
+        place.fill(log, more)?;
         Ok(place)
     }
 
-    fn fill(&self, log: Option<&Path>, audit: &str) -> Result<()> {
+    fn fill(&self, log: Option<&Path>, more: &str) -> Result<()> {
         let Self { worker, broker, .. } = self;
         let log = log.map_or_else(|| self.path("log"), Path::to_owned);
         for (path, mode, owner) in [
@@ -90,7 +90,7 @@ impl Place {
         let text = |path: PathBuf| path.display().to_string();
         let policy = format!(
             "version = 1\nprofile = \"files\"\n[[files]]\npath = {files:?}\nrights = [\"read\", \"write\"]\n[audit]\n\
-             log = {log:?}\n{audit}[state]\ndirectory = {state:?}\n[identities]\nworker = {worker}\nbroker = {broker}\n",
+             log = {log:?}\n{more}[state]\ndirectory = {state:?}\n[identities]\nworker = {worker}\nbroker = {broker}\n",
             files = text(self.path("files")),
             log = text(log.join("audit.jsonl")),
             state = text(self.path("state")),
