@@ -14,12 +14,21 @@ mod beside;
 mod client;
 #[path = "facts/compare.rs"]
 mod compare;
+#[path = "facts/domain.rs"]
+mod domain;
 #[path = "facts/intended.rs"]
 mod intended;
+#[path = "confinement/raw.rs"]
+#[allow(dead_code, reason = "attacks are the business of other targets")]
+mod raw;
 #[path = "facts/scene.rs"]
 mod scene;
 #[path = "facts/schema.rs"]
 mod schema;
+#[path = "facts/spare.rs"]
+mod spare;
+#[path = "facts/without.rs"]
+mod without;
 
 use std::process::ExitCode;
 
@@ -32,8 +41,10 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).is_none_or(|argument| !matches!(argument.as_str(), "--role" | "--in-cell" | "--list")) {
         agents::prepare();
     }
-    let tests: Vec<runner::Test> = [schema::TESTS, client::TESTS, compare::TESTS, beside::TESTS].concat();
+    let tests: Vec<runner::Test> =
+        [schema::TESTS, client::TESTS, compare::TESTS, beside::TESTS, without::TESTS, domain::TESTS, spare::TESTS]
+            .concat();
     let newer = agents::programs();
     let programs: Vec<&str> = PROGRAMS.iter().copied().chain(newer.iter().map(String::as_str)).collect();
-    runner::main(&tests, &[], &programs)
+    runner::main(&tests, spare::ROLES, &programs)
 }

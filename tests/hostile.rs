@@ -25,6 +25,8 @@ mod objects;
 mod raw;
 #[path = "hostile/sabotage.rs"]
 mod sabotage;
+#[path = "hostile/told.rs"]
+mod told;
 #[path = "hostile/worker.rs"]
 mod worker;
 
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         ("a_spawner_takes_no_nonsense_from_a_broker", impostor::a_spawner_takes_no_nonsense),
     ];
     tests.extend_from_slice(matrix::TESTS);
+    tests.extend_from_slice(told::TESTS);
     runner::main(
         &tests,
         &[("broker", worker::broker), ("impostor", impostor::play), ("liar", matrix::points::liar)],

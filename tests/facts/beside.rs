@@ -90,9 +90,9 @@ fn every_fact_is_as_stock_tells_it() {
             let shown = match result {
                 Result::Equal => "equal".to_owned(),
                 Result::Intended(rows) => {
-                    let why: Vec<&str> = rows.iter().map(|row| INTENDED[*row].why).collect();
+                    let why: BTreeSet<&str> = rows.iter().map(|row| INTENDED[*row].why).collect();
                     occurred.extend(rows.iter().map(|row| (*row, stock.version.clone())));
-                    format!("intended difference: {}", why.join("; "))
+                    format!("intended difference: {}", Vec::from_iter(why).join("; "))
                 }
                 Result::Missing(why) => format!("missing: {why}"),
                 Result::Differs(how) => {

@@ -21,7 +21,7 @@ use nix::unistd::read;
 use postern_broker::{Options, Pace, spawner};
 use postern_core::confine;
 use postern_core::confine::filters::{OPEN_NAME, OPEN_PORT};
-use postern_core::ipc::{List, Pipe, Wire};
+use postern_core::ipc::{List, Malformed, Pipe, Wire};
 use postern_core::messages::{Answer, Ask, Role, Standing, Text, Use, WirePath};
 use postern_core::policy::ShutdownMode;
 use postern_core::policy::rules::Mode;
@@ -34,6 +34,7 @@ use crate::host::{INSIDE, POLICY, home};
 use crate::matrix;
 use crate::support::agent::{Agent, Home, eventually};
 use crate::support::cell;
+use crate::told;
 
 /// What the first worker is to do, by name; readable by every account.
 pub(crate) const SCRIPT: &str = "/tmp/script";
@@ -41,7 +42,7 @@ pub(crate) const SCRIPT: &str = "/tmp/script";
 const TARGET: &str = "/tmp/target/inside";
 /// Process id of the first worker in the spawner's namespace: the spawner is 1,
 /// the opener 2.
-const FIRST: u32 = 3;
+pub(crate) const FIRST: u32 = 3;
 
 /// Plays a child of the spawner, if this process was born as one.
 pub(crate) fn as_child() -> Option<ExitCode> {
@@ -60,7 +61,10 @@ pub(crate) fn as_child() -> Option<ExitCode> {
         postern_opener::run() as i32
     } else if is(spawner::name(Role::Worker)) {
         match script.filter(|_| !is_matrix) {
-            Some(script) if std::process::id() == FIRST || script == fallen::SCRIPT => attack(&script),
+            Some(script) if script == told::SCRIPT && told::turn().is_none() => postern_worker::run() as i32,
+            Some(script) if std::process::id() == FIRST || [fallen::SCRIPT, told::SCRIPT].contains(&&*script) => {
+                attack(&script)
+            }
             _ => postern_worker::run() as i32,
         }
     } else {
@@ -83,9 +87,11 @@ pub(crate) fn broker(arguments: &[String]) {
     let policy = arguments.last().map(std::path::Path::new);
     let policy = written::load(policy, &World::live()).unwrap_or_else(|why| panic!("{why}")).policy;
     let verbosity = postern_broker::say::Level::Info;
-    // Where the test is the spawner, a worker's life costs nothing.
-    let is_matrix = script_of_first().as_deref() == Some(matrix::standin::SCRIPT);
-    let pace = if is_matrix { Pace::AtOnce } else { Pace::Slowed };
+    // Where many workers are to fall, or the test is the spawner and a worker's life
+    // costs nothing.
+    let fall = [matrix::standin::SCRIPT, told::SCRIPT];
+    let at_once = script_of_first().is_some_and(|script| fall.contains(&&*script));
+    let pace = if at_once { Pace::AtOnce } else { Pace::Slowed };
     let service = postern_broker::Service::default();
     let options = Options { policy, origin: None, channel: None, verbosity, service, pace };
     let ended = postern_broker::run(options);
@@ -145,7 +151,7 @@ const SCRIPTS: &[Script] = &[
     script("a frame larger than any", true, |_| raw(&vec![1; 70_000]), "too long"),
     script("a path longer than any", true, |_| raw(&[&[3, 0xff, 0xff][..], &[b'/'; 65_535 - 3]].concat()), "range"),
     script("an open mode that is none", true, |_| raw(&[3, 1, 0, b'/', 99]), "out of range"),
-    script("a message number behind the last", true, |_| raw(&[255]), "out of range"),
+    script("a message number behind the last", true, |_| raw(&[behind_last()]), "out of range"),
     script("a descriptor", false, |_| with_descriptors(&frame(&Ask::HostGone {}), 1), "descriptor"),
     script("many descriptors", false, |_| with_descriptors(&frame(&Ask::HostGone {}), 200), "missing or too many"),
     script("a port before its first word", false, |_| with_descriptors(&frame(&Ask::Port {}), 1), "not sent for"),
@@ -169,6 +175,11 @@ const SCRIPTS: &[Script] = &[
     script("a shutdown", true, |_| raw(&frame(&Ask::Shutdown { mode: ShutdownMode::Halt })), "policy withholds"),
     script("a status", true, |_| raw(&frame(&Ask::Status {})), "policy withholds"),
 ];
+
+/// The first number that is no message's.
+fn behind_last() -> u8 {
+    (1..u8::MAX).find(|number| matches!(Ask::whole(&[*number]), Err(Malformed::Range))).expect("a number")
+}
 
 /// Last words that are the broker's own for a child that a reload ended.
 const PRETENDS: &str = "it says that it was reloaded";
@@ -218,7 +229,15 @@ pub(crate) fn ready() -> Ask {
 /// Plays the first worker: plays its script, then waits to be killed.
 fn attack(name: &str) -> i32 {
     let mut broker = Broker::new(descriptors::inherited(3).expect("the broker"));
-    let Ok(Answer::Setup { part, .. }) = broker.receive().map(|received| received.message) else { return 1 };
+    let mut memory = None;
+    let part = loop {
+        let Ok(received) = broker.receive() else { return 1 };
+        match received.message {
+            Answer::Memory {} => memory = received.descriptor,
+            Answer::Setup { part, .. } => break part,
+            _ => return 1,
+        }
+    };
     if name == "random" {
         confine::worker(&part).expect("confinement");
         let _ = broker.send(&ready(), None);
@@ -233,6 +252,9 @@ fn attack(name: &str) -> i32 {
     }
     if name == fallen::SCRIPT {
         return fallen::attacker::play(broker, &part);
+    }
+    if name == told::SCRIPT {
+        return told::play(broker, &part, memory);
     }
     let script = SCRIPTS.iter().chain(DEATHS).find(|script| script.name == name).expect("a script");
     if script.confined {
@@ -258,7 +280,7 @@ fn random_frames() {
     };
     for _ in 0..1000 {
         let length = usize::try_from(next() % 64).expect("a small number");
-        let mut bytes = vec![u8::try_from(next() % 17).expect("a small number")];
+        let mut bytes = vec![u8::try_from(next() % u64::from(behind_last())).expect("a small number")];
         bytes.extend((0..length).map(|_| u8::try_from(next() & 0xff).expect("a byte")));
         raw(&bytes);
     }
@@ -286,7 +308,7 @@ fn in_type(broker: &mut Broker) -> i32 {
 // ---- the tests ---------------------------------------------------------------
 
 /// A home whose broker is this test's, and whose first worker plays `script`.
-fn attackers(script: &str) -> Home {
+pub(crate) fn attackers(script: &str) -> Home {
     let mut home = home();
     home.binary = cell::SELF.into();
     home.launch = vec!["--role".into(), "broker".into()];
