@@ -25,4 +25,22 @@ const fn load(at: &'static str) -> Intended {
     Intended { command: "guest-get-load", at, of: &["10.0"], is: near, why }
 }
 
-pub(crate) const INTENDED: &[Intended] = &[load(".load1m"), load(".load5m"), load(".load15m")];
+pub(crate) const INTENDED: &[Intended] = &[
+    load(".load1m"),
+    load(".load5m"),
+    load(".load15m"),
+    Intended {
+        command: "guest-get-fsinfo",
+        at: "[].total-bytes-privileged",
+        of: &["7.2"],
+        is: |stock, ours| stock.is_none() && ours.is_some_and(Value::is_u64),
+        why: "the size that newer stock tells besides",
+    },
+    Intended {
+        command: "guest-get-fsinfo",
+        at: "[]",
+        of: &["7.2"],
+        is: |stock, ours| stock.is_some_and(|stock| stock["mountpoint"] == "/mnt") && ours.is_none(),
+        why: "a filesystem stands there once however often it is mounted, as newer stock has it",
+    },
+];
