@@ -21,6 +21,8 @@ mod intended;
 #[path = "confinement/raw.rs"]
 #[allow(dead_code, reason = "attacks are the business of other targets")]
 mod raw;
+#[path = "facts/redacted.rs"]
+mod redacted;
 #[path = "facts/scene.rs"]
 mod scene;
 #[path = "facts/schema.rs"]
@@ -41,9 +43,17 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).is_none_or(|argument| !matches!(argument.as_str(), "--role" | "--in-cell" | "--list")) {
         agents::prepare();
     }
-    let tests: Vec<runner::Test> =
-        [schema::TESTS, client::TESTS, compare::TESTS, beside::TESTS, without::TESTS, domain::TESTS, spare::TESTS]
-            .concat();
+    let tests: Vec<runner::Test> = [
+        schema::TESTS,
+        client::TESTS,
+        compare::TESTS,
+        beside::TESTS,
+        redacted::TESTS,
+        without::TESTS,
+        domain::TESTS,
+        spare::TESTS,
+    ]
+    .concat();
     let newer = agents::programs();
     let programs: Vec<&str> = PROGRAMS.iter().copied().chain(newer.iter().map(String::as_str)).collect();
     runner::main(&tests, spare::ROLES, &programs)
