@@ -20,6 +20,13 @@ fn near(stock: Option<&Value>, ours: Option<&Value>) -> bool {
     number(stock).zip(number(ours)).is_some_and(|(stock, ours)| (stock - ours).abs() <= 0.0101)
 }
 
+fn is(value: Option<&Value>, text: &str) -> bool {
+    value.is_some_and(|value| value == text)
+}
+
+/// Whichever stock.
+const ANY: &[&str] = &[""];
+
 const fn load(at: &'static str) -> Intended {
     let why = "to hundredths, as /proc/loadavg has it; stock asks sysinfo(2)";
     Intended { command: "guest-get-load", at, of: &["10.0"], is: near, why }
@@ -29,6 +36,24 @@ pub(crate) const INTENDED: &[Intended] = &[
     load(".load1m"),
     load(".load5m"),
     load(".load15m"),
+    Intended {
+        command: "guest-get-osinfo",
+        at: ".name",
+        of: ANY,
+        is: |stock, ours| is(stock, "'Guest") && is(ours, "Guest of a test"),
+        why: "a value in single quotes is what stands between them, as os-release(5) says",
+    },
+    Intended {
+        command: "guest-get-users",
+        at: "[]",
+        of: ANY,
+        // Each stands in one list only.
+        is: |stock, ours| {
+            let name = |user: Option<&Value>| user.map(|user| user["user"].as_str().expect("a name").len());
+            matches!((name(stock), name(ours)), (Some(36), None) | (None, Some(32)))
+        },
+        why: "a name as long as its field ends with it; stock reads on into the host's",
+    },
     Intended {
         command: "guest-get-fsinfo",
         at: "[].total-bytes-privileged",

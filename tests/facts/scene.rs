@@ -82,6 +82,12 @@ fn entry(kind: i16, user: &str, line: &str, seconds: u32, micros: u32) -> Vec<u8
     entry
 }
 
+/// The same with a host that it comes from, in the field behind the user's name.
+fn from_elsewhere(mut entry: Vec<u8>) -> Vec<u8> {
+    entry[76..80].copy_from_slice(b"host");
+    entry
+}
+
 fn users() -> Vec<u8> {
     const BOOT: i16 = 2;
     const USER: i16 = 7;
@@ -93,7 +99,7 @@ fn users() -> Vec<u8> {
         // Twice there: since the earlier time.
         entry(USER, "alice", "pts/1", 1_700_000_100, 750_000),
         entry(DEAD, "bob", "pts/2", 1_700_000_000, 0),
-        entry(USER, "a-name-that-fills-the-field-whole", "pts/3", 1_700_000_400, 0)[..384].to_vec(),
+        from_elsewhere(entry(USER, "a-name-as-long-as-its-utmp-field", "pts/3", 1_700_000_400, 0)),
     ]
     .concat()
 }
@@ -144,4 +150,34 @@ fn files() {
     symlink("/usr/share/zoneinfo/Europe/Berlin", "/etc/localtime").expect("a link");
     fs::write("/run/utmp", users()).expect("a file");
     symlink("/run", "/var/run").expect("a link");
+    // What udev notes of disks, those of the machine's that are no loop device.
+    fs::create_dir_all("/run/udev/data").expect("a directory");
+    for disk in fs::read_dir("/sys/block").expect("/sys/block").flatten() {
+        let number = fs::read_to_string(disk.path().join("dev")).unwrap_or_default();
+        if !number.starts_with("7:") {
+            let noted = "I:1000000\nE:ID_SERIAL=noted-by-udev\nV:1\n";
+            fs::write(format!("/run/udev/data/b{}", number.trim()), noted).expect("a file");
+        }
+    }
+}
+
+/// `/etc/localtime` is no link.
+pub(crate) fn zone_in_place() {
+    fs::remove_file("/etc/localtime").expect("a link");
+    fs::write("/etc/localtime", zone()).expect("a file");
+}
+
+/// The distribution says who it is below `/usr` alone.
+pub(crate) fn release_below_usr() {
+    fs::create_dir_all("/usr/lib").expect("a directory");
+    fs::rename("/etc/os-release", "/usr/lib/os-release").expect("a file");
+}
+
+/// logind knows who is logged in, and utmp is gone.
+pub(crate) fn sessions_of_logind() {
+    fs::remove_file("/run/utmp").expect("a file");
+    fs::create_dir_all("/run/systemd/sessions").expect("a directory");
+    let session =
+        "UID=0\nUSER=root\nACTIVE=1\nSTATE=active\nREMOTE=0\nTYPE=tty\nCLASS=user\nREALTIME=1700000000000000\n";
+    fs::write("/run/systemd/sessions/1", session).expect("a file");
 }

@@ -26,15 +26,25 @@ use crate::support::runner::{Role, Test};
 pub(crate) const TESTS: &[Test] = &[("no_grant_of_a_row_is_spare", no_grant_of_a_row_is_spare)];
 pub(crate) const ROLES: &[Role] = &[("without", without)];
 
-/// Grants whose lack this scene does not show, and what would.
+/// Grants whose lack no scene here shows, and what would.
 const QUIET: &[(&str, Allows, &str, &str)] = &[
     ("guest-get-disks", Allows::List, "/sys/devices", "a device of the device mapper or of md"),
     ("guest-get-fsinfo", Allows::List, "/sys/devices", "a filesystem on such a device"),
     ("guest-get-fsinfo", Allows::List, "/sys/bus/pci/devices", "a filesystem on a disk of a PCI controller"),
+    ("guest-get-fsinfo", Allows::List, "/run/udev/data", "a filesystem on a disk with a serial number"),
+    ("guest-get-fsinfo", Allows::Read, "/run/udev/data", "a filesystem on a disk with a serial number"),
+    ("guest-get-timezone", Allows::Read, "/usr/share/zoneinfo", "a link there that changes while the agent lives"),
+];
+
+/// What is otherwise in a guest that makes other grants count, besides the scene as it is.
+const OTHERWISE: &[(&str, fn())] = &[
+    ("guest-get-timezone", scene::zone_in_place),
+    ("guest-get-osinfo", scene::release_below_usr),
+    ("guest-get-users", scene::sessions_of_logind),
 ];
 
 /// Every grant of a command's facts, as the kernel resolves it.
-fn grants(command: &str) -> BTreeSet<(&'static str, Allows)> {
+fn grants(command: &str) -> BTreeSet<Grant> {
     let command = catalogue::lookup(command).and_then(|entry| entry.command);
     let alone: CommandSet = command.into_iter().collect();
     alone.facts().iter().flat_map(Fact::grants).collect()
@@ -42,39 +52,56 @@ fn grants(command: &str) -> BTreeSet<(&'static str, Allows)> {
 
 fn no_grant_of_a_row_is_spare() {
     let _scene = scene::set_up();
-    let (mut tried, mut wrong) = (0, Vec::new());
+    let mut wrong = Vec::new();
     for command in agents::offered() {
-        let policy = agents::policy(std::iter::once(command));
-        let whole = Home::new();
-        let grants = grants(command);
-        if grants.is_empty() {
-            continue;
+        let all = grants(command);
+        let mut shown = BTreeSet::new();
+        let mut there = BTreeSet::new();
+        let otherwise = OTHERWISE.iter().filter(|(of, _)| *of == command).map(|(_, change)| Some(*change));
+        for change in std::iter::once(None).chain(otherwise) {
+            if let Some(change) = change {
+                change();
+            }
+            let here: Vec<_> = all.iter().filter(|(path, _)| Path::new(path).exists()).copied().collect();
+            there.extend(here.iter().copied());
+            let left = here.into_iter().filter(|grant| !shown.contains(grant)).collect();
+            shown.extend(those_that_show(command, left));
         }
-        let agent = whole.start(&policy);
-        let mut host = agent.connect();
-        for grant in &grants {
+        for grant in all {
             let what = format!("{command}, {:?} {}", grant.1, grant.0);
-            if !Path::new(grant.0).exists() {
-                println!("    {what}: NOT THERE on this machine");
-                continue;
+            let quiet = QUIET.iter().find(|row| (row.0, row.1, row.2) == (command, grant.1, grant.0));
+            match quiet {
+                _ if shown.contains(&grant) => {}
+                _ if !there.contains(&grant) => println!("    {what}: NOT THERE on this machine"),
+                Some((.., shows)) => println!("    {what}: {shows} would show that it counts"),
+                None => wrong.push(what),
             }
-            let mut home = Home::new();
-            home.binary = cell::SELF.into();
-            home.launch = ["--role", "without", command, grant.0, &format!("{:?}", grant.1)].map(str::to_owned).into();
-            home.launch.push("run".to_owned());
-            let less = home.start(&policy);
-            match changes(command, &mut host, &mut less.connect()) {
-                Some(how) => println!("    {what}: without it {how}"),
-                None => match QUIET.iter().find(|row| (row.0, row.1, row.2) == (command, grant.1, grant.0)) {
-                    Some((.., shows)) => println!("    {what}: without it nothing changes here; {shows} would show it"),
-                    None => wrong.push(what),
-                },
-            }
-            tried += 1;
         }
     }
     assert!(wrong.is_empty(), "nothing changes without these:\n{}", wrong.join("\n"));
-    println!("    {tried} grants");
+}
+
+type Grant = (&'static str, Allows);
+
+/// Those of a command's grants without which it tells less.
+fn those_that_show(command: &'static str, grants: Vec<Grant>) -> Vec<Grant> {
+    if grants.is_empty() {
+        return Vec::new();
+    }
+    let policy = agents::policy(std::iter::once(command));
+    let whole = Home::new();
+    let agent = whole.start(&policy);
+    let mut host = agent.connect();
+    let shows = |grant: &Grant| {
+        let mut home = Home::new();
+        home.binary = cell::SELF.into();
+        let (path, allows) = (grant.0, format!("{:?}", grant.1));
+        home.launch = ["--role", "without", command, path, &allows, "run"].map(str::to_owned).into();
+        let less = home.start(&policy);
+        let changes = changes(command, &mut host, &mut less.connect());
+        changes.inspect(|how| println!("    {command}, {allows} {path}: without it {how}")).is_some()
+    };
+    grants.into_iter().filter(shows).collect()
 }
 
 /// What the second does not tell as the first does.
@@ -102,7 +129,7 @@ fn changes(command: &str, whole: &mut Host, less: &mut Host) -> Option<String> {
 /// is started.
 fn without(arguments: &[String]) {
     let [command, path, allows, agent @ ..] = arguments else { panic!("{arguments:?}") };
-    let is_it = |grant: &(&'static str, Allows)| grant.0 == path && format!("{:?}", grant.1) == *allows;
+    let is_it = |grant: &Grant| grant.0 == path && format!("{:?}", grant.1) == *allows;
     let (lacking, others): (Vec<_>, Vec<_>) = grants(command).into_iter().partition(is_it);
     let denied = access(lacking[0].1);
     let all = AccessFs::ReadFile | AccessFs::ReadDir;
