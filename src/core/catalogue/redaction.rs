@@ -27,7 +27,7 @@ pub struct Redaction {
 pub enum Reads {
     /// None, and none of the command's own calls.
     Nothing,
-    /// These, and its calls.
+    /// These, and none of the command's own calls.
     Only(&'static [Fact]),
     /// All, and its calls.
     All,
@@ -45,7 +45,7 @@ pub static REDACTIONS: [Redaction; 8] = [
     Redaction {
         name: "guest-get-osinfo",
         answer: "the system's id alone, such as \"debian\"",
-        reads: Reads::All,
+        reads: Reads::Only(&[Fact::OsRelease]),
         keys: &[],
     },
     Redaction { name: "guest-get-users", answer: "no user", reads: Reads::Nothing, keys: &[] },

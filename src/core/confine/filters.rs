@@ -169,7 +169,7 @@ pub fn worker(part: &WorkerPart) -> Vec<Rule> {
     if !part.facts().is_empty() {
         rules.push(permit!(pread64, "reading again what tells of the guest"));
     }
-    if part.reading().needs_call(Call::Uname) {
+    if part.calling().needs_call(Call::Uname) {
         rules.push(permit!(uname, "the host's name, the kernel's release"));
     }
     rules

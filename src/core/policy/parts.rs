@@ -40,10 +40,10 @@ impl WorkerPart {
         self.telling.facts(self.commands, self.redact)
     }
 
-    /// Those of its commands for whose answers something is read.
+    /// Those of its commands that make the calls of their rows.
     #[must_use]
-    pub fn reading(&self) -> CommandSet {
-        self.telling.reading(self.commands, self.redact)
+    pub fn calling(&self) -> CommandSet {
+        self.telling.calling(self.commands, self.redact)
     }
 }
 

@@ -130,11 +130,11 @@ impl Telling {
         !redacted
     }
 
-    /// Those of the allowed `commands` for whose answers something is read, where
-    /// those of `redact` are redacted.
+    /// Those of the allowed `commands` that make the calls of their rows, where those
+    /// of `redact` are redacted.
     #[must_use]
-    pub fn reading(&self, commands: CommandSet, redact: CommandSet) -> CommandSet {
-        commands.iter().filter(|&command| self.reads(command, redact) != Reads::Nothing).collect()
+    pub fn calling(&self, commands: CommandSet, redact: CommandSet) -> CommandSet {
+        commands.iter().filter(|&command| self.reads(command, redact) == Reads::All).collect()
     }
 
     /// The facts that are read for them.
@@ -310,19 +310,19 @@ mod tests {
         let all: CommandSet = Command::all().collect();
         let redactable: CommandSet = all.iter().filter(|command| command.redaction().is_some()).collect();
         let mut telling = Telling::default();
-        assert_eq!(telling.reading(all, CommandSet::EMPTY), all);
+        assert_eq!(telling.calling(all, CommandSet::EMPTY), all);
         assert_eq!(telling.facts(all, CommandSet::EMPTY), all.facts());
         for command in all.iter() {
             let one = [command].into_iter().collect();
-            let quiet = command.redaction().is_some_and(|row| row.reads == Reads::Nothing);
-            assert_eq!(telling.reading(one, redactable).is_empty(), quiet, "{command}");
-            assert!(!quiet || telling.facts(one, redactable).is_empty(), "{command}");
+            let reads = command.redaction().map_or(Reads::All, |row| row.reads);
+            assert_eq!(telling.calling(one, redactable).is_empty(), reads != Reads::All, "{command}");
+            assert!(reads != Reads::Nothing || telling.facts(one, redactable).is_empty(), "{command}");
             let less = telling.facts(one, redactable).iter().all(|fact| one.facts().contains(fact));
             assert!(less, "{command}: redacted it reads more");
         }
         telling.host_name = Some("web".to_owned());
-        let reading = telling.reading(all, CommandSet::EMPTY);
-        assert_eq!(all.iter().filter(|one| !reading.contains(*one)).collect::<Vec<_>>(), [Command::GetHostName]);
+        let calling = telling.calling(all, CommandSet::EMPTY);
+        assert_eq!(all.iter().filter(|one| !calling.contains(*one)).collect::<Vec<_>>(), [Command::GetHostName]);
     }
 
     /// The bounds are those that let a worker be told all of it at once.
