@@ -141,7 +141,8 @@ fn network() {
     }
 }
 
-fn files() {
+/// What a userland has in files: without the rest of the scene it needs no program.
+pub(crate) fn files() {
     for directory in ["/etc", "/var", "/usr/share/zoneinfo/Europe", "/run"] {
         fs::create_dir_all(directory).expect("a directory");
     }
