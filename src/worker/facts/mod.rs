@@ -23,6 +23,8 @@ pub mod os;
 mod text;
 pub mod timezone;
 pub mod users;
+#[allow(dead_code, reason = "of no command yet")]
+pub(crate) mod network;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
