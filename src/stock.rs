@@ -74,8 +74,9 @@ fn options(stock: &Stock, mut policy: Policy, origin: Option<Origin>) -> Result<
     Ok(Options { policy, origin, channel, verbosity, service, pace: Pace::Slowed })
 }
 
-/// Whether a service manager passed this process a socket, `sd_listen_fds(3)`.
+/// Whether a service manager passed this process a socket to meet the host on,
+/// `sd_listen_fds(3)`, and not only that of `postern-netlink.socket`.
 fn activated() -> bool {
     let set = |name, value: &str| std::env::var(name).is_ok_and(|found| found == value);
-    set("LISTEN_PID", &std::process::id().to_string()) && !set("LISTEN_FDS", "0")
+    set("LISTEN_PID", &std::process::id().to_string()) && !set("LISTEN_FDS", "0") && !set("LISTEN_FDNAMES", "netlink")
 }

@@ -18,6 +18,7 @@ use postern_core::confine::caps;
 use postern_core::policy::written::{World, load_embedded};
 
 const UNIT: &str = include_str!("../packaging/postern.service");
+const SOCKET: &str = include_str!("../packaging/postern-netlink.socket");
 
 /// `KEY=VALUE` lines in order.
 fn directives() -> Vec<(&'static str, &'static str)> {
@@ -161,6 +162,9 @@ fn systemd_finds_nothing_wrong_with_it() {
     // What is installed elsewhere: the executable and its manual.
     let unit = UNIT.replace("/usr/bin/postern", BINARY).replace("Documentation=", "#");
     fs::write(&copy, &unit).expect("a copy");
+    // Beside it, where its Sockets= finds it.
+    let socket = directory.path().join("postern-netlink.socket");
+    fs::write(&socket, SOCKET.replace("Documentation=", "#")).expect("a copy");
     let Some(output) = analyze(&["verify"], &copy) else { return };
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && !said.contains("postern"), "{said}");
@@ -168,4 +172,29 @@ fn systemd_finds_nothing_wrong_with_it() {
     fs::write(&copy, unit.replace("KillMode=mixed", "KilMode=mixed")).expect("a copy");
     let said = analyze(&["verify"], &copy).expect("it was there").stderr;
     assert!(String::from_utf8_lossy(&said).contains("KilMode"));
+    fs::write(&socket, SOCKET.replace("FlushPending=", "FlushPendin=")).expect("a copy");
+    let said = analyze(&["verify"], &copy).expect("it was there").stderr;
+    assert!(String::from_utf8_lossy(&said).contains("FlushPendin"), "the socket was looked at");
+}
+
+#[test]
+fn the_netlink_socket_is_passed_from_the_guests_own_network_and_starts_nothing() {
+    assert_eq!(values("PrivateNetwork"), ["yes"]);
+    assert_eq!(values("RestrictAddressFamilies"), ["AF_UNIX"], "no process of it makes another socket");
+    assert_eq!(values("Sockets"), ["postern-netlink.socket"]);
+    let socket: BTreeSet<&str> =
+        SOCKET.lines().filter(|line| !line.starts_with(['#', '[']) && !line.is_empty()).collect();
+    for line in [
+        "ListenNetlink=route 0",
+        "FileDescriptorName=netlink",
+        "Service=postern.service",
+        "FlushPending=yes",
+        "StopWhenUnneeded=yes",
+    ] {
+        assert!(socket.contains(line), "{line} in {socket:?}");
+    }
+    // One of another namespace would tell of nothing; one that is enabled would
+    // stand without a service.
+    assert!(socket.iter().all(|line| !line.contains("Private") && !line.contains("Accept=")), "{socket:?}");
+    assert!(!SOCKET.contains("[Install]"));
 }

@@ -40,8 +40,6 @@ const TELL_AGAIN: Duration = Duration::from_secs(10);
 /// Speed of a serial line, as stock sets it. Where Linux keeps it; what sets it in
 /// the C library can't be linked statically.
 const BAUD: nix::libc::tcflag_t = nix::libc::B38400;
-/// First descriptor that socket activation passes, by `sd_listen_fds(3)`.
-const ACTIVATED: i32 = 3;
 
 /// The channel as the broker holds it.
 #[derive(Debug)]
@@ -126,21 +124,12 @@ impl Host {
         }
     }
 
-    /// The socket that a service manager passed, if this process was activated
-    /// by one: `LISTEN_PID` names it and `LISTEN_FDS` is 1.
+    /// On the socket that a service manager passed.
     ///
     /// # Errors
-    /// [`HostError::Activation`] if anything but one listening socket came,
-    /// [`HostError::OpenToAll`] if everybody may connect to it: systemd's default.
-    pub(crate) fn activated() -> Result<Option<Self>, HostError> {
-        let variable = |name| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
-        if variable("LISTEN_PID") != Some(std::process::id()) {
-            return Ok(None);
-        }
-        if variable("LISTEN_FDS") != Some(1) {
-            return Err(HostError::Activation);
-        }
-        let socket = descriptors::inherited(ACTIVATED).map_err(|_| HostError::Activation)?;
+    /// [`HostError::Activation`] if it is no listening one, [`HostError::OpenToAll`]
+    /// if everybody may connect to it: systemd's default.
+    pub(crate) fn passed(socket: OwnedFd) -> Result<Self, HostError> {
         let listening = getsockopt(&socket, sockopt::AcceptConn).map_err(|_| HostError::Activation)?;
         let listener = UnixListener::from(socket);
         // local_addr fails for every family but unix.
@@ -150,7 +139,7 @@ impl Host {
         if is_open_to_all(&listener) {
             return Err(HostError::OpenToAll);
         }
-        Ok(Some(Self { place: Place::Unix(listener), current: None }))
+        Ok(Self { place: Place::Unix(listener), current: None })
     }
 
     fn open_port(path: &Path) -> Result<Self, HostError> {

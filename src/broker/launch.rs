@@ -44,6 +44,7 @@ use crate::log::{self, Log};
 use crate::memory::Memory;
 use crate::notify::Notify;
 use crate::options::Options;
+use crate::passed::Passed;
 use crate::say::{Filesystems, Level, Voice};
 use crate::serve::{Broker, Parts};
 use crate::shutdown::{self, Init, Shutdown};
@@ -58,9 +59,8 @@ fn call<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> Fatal {
 /// See [`Fatal`]; what was frozen is thawed again, or remembered.
 pub fn run(options: Options) -> Result<(), Fatal> {
     // What else the starter left open is nobody's business in here.
-    let activated = Host::activated()?;
-    descriptors::close_from(process::FIRST_HANDED + i32::from(activated.is_some()))
-        .map_err(call("closing what was left open"))?;
+    let passed = Passed::take()?;
+    descriptors::close_from(process::FIRST_HANDED + passed.count).map_err(call("closing what was left open"))?;
     let starter = options
         .service
         .daemon
@@ -68,7 +68,7 @@ pub fn run(options: Options) -> Result<(), Fatal> {
         .map(|_| background::leave())
         .transpose()
         .map_err(call("going to the background"))?;
-    let ended = start(options, activated, starter.clone());
+    let ended = start(options, passed, starter.clone());
     if let (Err(fatal), Some(starter)) = (&ended, starter) {
         starter.say(&format!("postern: {fatal}\n"));
     }
@@ -77,7 +77,7 @@ pub fn run(options: Options) -> Result<(), Fatal> {
 
 /// The start proper, and the life after it.
 #[expect(clippy::too_many_lines, reason = "one step after the other, as the design has them")]
-fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) -> Result<(), Fatal> {
+fn start(options: Options, passed: Passed, starter: Option<Starter>) -> Result<(), Fatal> {
     let Options { policy, origin, channel, verbosity, service, pace } = options;
     let executable = about::executable().map_err(call("reading its own executable"))?;
     let mut voice = Voice::new(verbosity, starter);
@@ -118,8 +118,8 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
     let kept = origin.map(Kept::open);
     let heads = Heads::open(&policy.audit, boot_id.clone(), &voice).map_err(call("making a socket"))?;
     let signals = watch_signals()?;
-    let passed = channel.is_none() && activated.is_some();
-    let host = match (&channel, activated) {
+    let activated = channel.is_none() && passed.host.is_some();
+    let host = match (&channel, passed.host) {
         (None, Some(host)) => host,
         (channel, _) => {
             let channel = channel.as_ref().unwrap_or(&policy.channel);
@@ -170,7 +170,7 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         commands: policy.commands,
         redact: policy.redact,
         file_rules: policy.files.len(),
-        channel: about::channel(channel.as_ref().unwrap_or(&policy.channel), passed),
+        channel: about::channel(channel.as_ref().unwrap_or(&policy.channel), activated),
         privileged,
         landlock_abi: u32::from(landlock_abi),
         boot_id,
@@ -200,7 +200,7 @@ fn start(options: Options, activated: Option<Host>, starter: Option<Starter>) ->
         rotates: plan.filter.log.is_some_and(|log| log.rotate),
         journal,
         syslog,
-        channel: channel.is_none() && !passed,
+        channel: channel.is_none() && !activated,
         ..Held::default()
     };
     let (confined, (engine, shutdown, closer)) = confine::broker_barriers(plan, || -> Result<_, Fatal> {

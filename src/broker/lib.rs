@@ -24,6 +24,7 @@ pub mod log;
 mod memory;
 mod notify;
 mod options;
+mod passed;
 mod port;
 pub mod say;
 mod serve;

@@ -251,7 +251,12 @@ fn a_passed_descriptor_reaches_nobody() {
 
 /// The command that starts this home's agent with a passed socket.
 fn activated(home: &Home, socket: &Path, count: &str) -> Command {
-    let mut command = activation::activated(&home.command(&policy()), socket, count);
+    activated_with(home, socket, "host", count)
+}
+
+/// As [`activated`], with sockets of these names.
+fn activated_with(home: &Home, socket: &Path, names: &str, count: &str) -> Command {
+    let mut command = activation::activated_with(&home.command(&policy()), socket, names, count);
     command.stderr(File::options().append(true).open(home.path("stderr")).expect("a file for stderr"));
     command
 }
@@ -276,6 +281,25 @@ fn a_service_manager_may_pass_the_socket() {
     let refused = activated(&home, &socket, "2").status().expect("the agent");
     assert_eq!(refused.code(), Some(5));
     assert!(agent.said().contains("write one ListenStream="), "{}", agent.said());
+    // More than there may be, and what is not what its name says.
+    for (names, count) in [("host:netlink:uevents", "3"), ("netlink:netlink", "2"), ("uevents", "1"), ("host", "0")] {
+        let _ = fs::remove_file(&socket);
+        let refused = activated_with(&home, &socket, names, count).status().expect("the agent");
+        assert_eq!(refused.code(), Some(5), "{names}");
+    }
+    // Beside a netlink socket, in any order; and that alone is no channel.
+    drop(agent);
+    fs::remove_file(&socket).expect("the socket");
+    for names in ["host:netlink", "netlink:host"] {
+        let agent = home.start_command(activated_with(&home, &socket, names, "2"));
+        Host::connect(&socket).ping();
+        assert!(!home.path("host.sock").exists(), "{names}");
+        drop(agent);
+        fs::remove_file(&socket).expect("the socket");
+    }
+    let agent = home.start_command(activated_with(&home, &socket, "netlink", "1"));
+    agent.connect().ping();
+    assert!(!socket.exists());
     // Meant for another process: the policy's channel.
     let mut command = home.command(&policy());
     command.env("LISTEN_PID", "1").env("LISTEN_FDS", "1");

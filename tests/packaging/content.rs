@@ -7,11 +7,12 @@ use std::process::Command;
 use super::{default, output, package, packed, root, source, tool};
 
 /// Every file of the package that is no documentation, as `ls` shows its mode.
-const FILES: [(&str, &str); 13] = [
+const FILES: [(&str, &str); 14] = [
     ("-rwxr-xr-x", "/etc/init.d/postern"),
     ("-rw-r--r--", "/etc/logrotate.d/postern"),
     ("-rw-r--r--", "/etc/postern/policy.toml"),
     ("-rwx--x--x", "/usr/bin/postern"),
+    ("-rw-r--r--", "/usr/lib/systemd/system/postern-netlink.socket"),
     ("-rw-r--r--", "/usr/lib/systemd/system/postern.service"),
     ("-rw-r--r--", "/usr/lib/sysusers.d/postern.conf"),
     ("-rw-r--r--", "/usr/lib/tmpfiles.d/postern.conf"),

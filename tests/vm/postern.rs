@@ -43,6 +43,11 @@ pub(crate) const ACCOUNTS: &str = "grep -q '^postern:' /etc/passwd || { \
 pub(crate) fn installed(setup: Setup, rules: bool) -> Setup {
     let setup = setup
         .file("/usr/lib/systemd/system/postern.service", include_str!("../../packaging/postern.service"), 0o644)
+        .file(
+            "/usr/lib/systemd/system/postern-netlink.socket",
+            include_str!("../../packaging/postern-netlink.socket"),
+            0o644,
+        )
         .file("/usr/lib/sysusers.d/postern.conf", include_str!("../../packaging/postern.sysusers"), 0o644)
         .file("/usr/lib/tmpfiles.d/postern.conf", include_str!("../../packaging/postern.tmpfiles"), 0o644);
     let rule = include_str!("../../packaging/61-postern.rules");

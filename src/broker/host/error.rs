@@ -59,8 +59,11 @@ pub enum HostError {
     /// Making the socket failed.
     #[error("{}: can't listen: {}", .0.display(), .1)]
     Listen(PathBuf, io::Error),
-    /// What the service manager passed is not one listening unix socket.
-    #[error("socket activation passed no listening unix stream socket as its only descriptor; write one ListenStream=")]
+    /// What the service manager passed is none of what it may.
+    #[error(
+        "socket activation may pass one listening unix stream socket and one netlink socket, and passed something \
+         else; write one ListenStream=, or ListenNetlink=route 0 with FileDescriptorName=netlink"
+    )]
     Activation,
     /// Any account could be the host on the socket that was passed.
     #[error("every account may connect to the socket that was passed by socket activation; write SocketMode=0600")]

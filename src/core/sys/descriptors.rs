@@ -108,3 +108,21 @@ pub fn stat(descriptor: BorrowedFd<'_>) -> Result<Stat, Errno> {
         stands_for: stat.st_rdev,
     })
 }
+
+/// What the kernel says of a socket under a number of `SOL_SOCKET` whose value is an
+/// `int`, such as `SO_DOMAIN`.
+///
+/// # Errors
+/// As getsockopt(2).
+pub fn socket_option(socket: BorrowedFd<'_>, option: libc::c_int) -> Result<libc::c_int, Errno> {
+    let mut value: libc::c_int = 0;
+    #[expect(clippy::cast_possible_truncation, reason = "4 bytes")]
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: both pointers are to live values of this function, and the kernel
+    // writes no more than `length` bytes, which is the value's size.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw mut value).cast(), &raw mut length)
+    };
+    Errno::result(result)?;
+    Ok(value)
+}
