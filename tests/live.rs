@@ -34,6 +34,8 @@ mod heads;
 mod hung;
 #[path = "live/keep.rs"]
 mod keep;
+#[path = "live/network.rs"]
+mod network;
 #[path = "live/reading.rs"]
 mod reading;
 #[path = "audit/samples.rs"]
@@ -74,6 +76,8 @@ const PROGRAMS: &[&str] = &[
     "strace",
     "date",
     "xfs_io",
+    "ip",
+    "qemu-ga",
 ];
 
 fn main() -> ExitCode {
@@ -91,6 +95,7 @@ fn main() -> ExitCode {
         filesystems::TESTS,
         heads::TESTS,
         keep::TESTS,
+        network::TESTS,
         reading::TESTS,
         channels::TESTS,
         starts::TESTS,

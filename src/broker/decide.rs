@@ -148,6 +148,7 @@ pub(crate) fn decide(state: State, ask: &Ask, policy: &Policy) -> Decision {
         Ask::Fact { fact } if !policy.facts().contains(*fact) => {
             Decision::Hostile("it asked for a fact that the policy withholds")
         }
+        Ask::Fact { fact } if fact.is_handed() => Decision::Hostile("it asked for what it was handed at its birth"),
         // No fact is told while filesystems are frozen: what is read may lie on one.
         Ask::Fact { .. } if state.freeze != Status::Thawed => Decision::RefuseFact(Errno::EBUSY),
         Ask::Fact { fact } => Decision::Fact(*fact),

@@ -42,6 +42,7 @@ use crate::heads::Heads;
 use crate::host::Host;
 use crate::log::{self, Log};
 use crate::memory::Memory;
+use crate::network::Network;
 use crate::notify::Notify;
 use crate::options::Options;
 use crate::passed::Passed;
@@ -130,6 +131,10 @@ fn start(options: Options, passed: Passed, starter: Option<Starter>) -> Result<(
         }
     };
     let memory = policy.facts().gathers().then(Memory::new).transpose().map_err(call("making memory for facts"))?;
+    let network = Network::open(policy.facts(), passed.netlink).map_err(call("opening what tells of the network"))?;
+    if let Some(warning) = network.warning() {
+        voice.say(Level::Warning, warning);
+    }
     let mounts = needs_freeze.then(MountTable::open).transpose().map_err(call("reading the mount table"))?;
     let init = Init::recognise(Path::new("/proc"), Path::new("/run"), Path::new("/dev"));
     if privileged && policy.needs(Act::Shutdown) {
@@ -223,6 +228,7 @@ fn start(options: Options, passed: Passed, starter: Option<Starter>) -> Result<(
         shutdown,
         handles,
         memory,
+        network,
         host,
         family,
         signals,

@@ -22,6 +22,7 @@ mod host;
 mod launch;
 pub mod log;
 mod memory;
+mod network;
 mod notify;
 mod options;
 mod passed;

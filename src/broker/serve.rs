@@ -45,6 +45,7 @@ use crate::launch::Fatal;
 use crate::log::Receipt;
 use crate::log::{Log, LogError};
 use crate::memory::Memory;
+use crate::network::Network;
 use crate::notify::Notify;
 use crate::say::{Level, Voice};
 use crate::shutdown::Shutdown;
@@ -72,6 +73,8 @@ pub(crate) struct Parts {
     pub(crate) handles: Handles,
     /// Where the opener gathers facts, if the policy has any gathered.
     pub(crate) memory: Option<Memory>,
+    /// What tells of the guest's network, if the policy has that told.
+    pub(crate) network: Network,
     pub(crate) host: Host,
     pub(crate) family: Family,
     pub(crate) signals: SignalFd,

@@ -265,6 +265,8 @@ pub enum Command {
     GetVcpus,
     GetMemoryBlocks,
     GetMemoryBlockInfo,
+    NetworkGetInterfaces,
+    NetworkGetRoute,
     GetFsinfo,
     GetDisks,
 }
@@ -345,6 +347,10 @@ pub static CATALOGUE: [Entry; 43] = [
         .tells(&[Fact::MemoryBlocks]),
     Entry::offered(Command::GetMemoryBlockInfo, "guest-get-memory-block-info", "tell how large those are")
         .tells(&[Fact::MemoryBlockSize]),
+    Entry::offered(Command::NetworkGetInterfaces, "guest-network-get-interfaces", "tell interfaces and addresses")
+        .tells(&[Fact::Interfaces]),
+    Entry::offered(Command::NetworkGetRoute, "guest-network-get-route", "tell the tables of routes")
+        .tells(&[Fact::Routes, Fact::Routes6]),
     Entry::offered(Command::GetFsinfo, "guest-get-fsinfo", "tell of filesystems and their disks")
         .tells(&[Fact::Filesystems]),
     Entry::offered(Command::GetDisks, "guest-get-disks", "tell of disks and partitions").tells(&[Fact::Disks]),
@@ -356,7 +362,6 @@ pub static CATALOGUE: [Entry; 43] = [
     Entry::not_offered("guest-suspend-disk").silent(),
     Entry::not_offered("guest-suspend-ram").silent(),
     Entry::not_offered("guest-suspend-hybrid").silent(),
-    Entry::not_offered("guest-network-get-interfaces"),
     Entry::not_offered("guest-set-vcpus"),
     Entry::by_design("guest-set-user-password", "who sets a password can log in as its user, past every rule on files"),
     Entry::not_offered("guest-set-memory-blocks"),
@@ -374,7 +379,6 @@ pub static CATALOGUE: [Entry; 43] = [
         "guest-ssh-remove-authorized-keys",
         "it locks users out; a [[files]] rule can name the one file that is meant",
     ),
-    Entry::not_offered("guest-network-get-route"),
 ];
 
 impl Command {

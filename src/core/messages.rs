@@ -408,6 +408,9 @@ frames! {
         19 Gathered { length: u32 },
         /// The file, to be kept and read again.
         20 Kept {} + fd,
+        /// Before the first, where the policy needs it: the socket over which the
+        /// kernel tells of the network.
+        21 Network {} + fd,
         /// Nothing can be told: error number.
         22 NotTold { errno: i32 },
     }

@@ -59,6 +59,8 @@ pub(crate) fn tell(fact: Fact, held: &Held) -> Result<Told, Errno> {
             return Ok(Told::Kept(openat(AT_FDCWD, path, OPEN_FACT, Permissions::empty())?));
         }
         Reads::Gathered(parts) => parts,
+        // The broker has these.
+        Reads::Network(_) | Reads::Netlink => return Err(Errno::EINVAL),
     };
     let memory = held.memory.as_ref().ok_or(Errno::ENODEV)?;
     let mut gatherer = Gatherer { mounts: held.mounts.as_ref(), ..Gatherer::default() };

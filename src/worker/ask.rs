@@ -56,6 +56,8 @@ pub(crate) struct Setup {
     pub(crate) port: Option<Wanted>,
     /// Where gathered facts are read, if the policy has any gathered.
     pub(crate) told: Option<OwnedFd>,
+    /// Over which the kernel tells of interfaces, if the policy has it told.
+    pub(crate) netlink: Option<OwnedFd>,
 }
 
 /// A fact, as it reached this process.
@@ -99,7 +101,7 @@ impl Broker {
     /// The broker's first words: what this worker is and has.
     pub(crate) fn setup(&mut self) -> Result<Setup, BrokerLost> {
         let broken = BrokerLost { closed: false };
-        let (mut port, mut told) = (None, None);
+        let (mut port, mut told, mut netlink) = (None, None, None);
         loop {
             let received = self.receive()?;
             match received.message {
@@ -108,7 +110,11 @@ impl Broker {
                     let memory = received.descriptor.ok_or(broken)?;
                     told = Some(descriptors::move_to(memory, filters::TOLD).map_err(|_| broken)?);
                 }
-                Answer::Setup { part, frozen } => return Ok(Setup { part, frozen, port, told }),
+                Answer::Network {} if netlink.is_none() => {
+                    let socket = received.descriptor.ok_or(broken)?;
+                    netlink = Some(descriptors::move_to(socket, filters::NETLINK).map_err(|_| broken)?);
+                }
+                Answer::Setup { part, frozen } => return Ok(Setup { part, frozen, port, told, netlink }),
                 _ => return Err(broken),
             }
         }

@@ -14,7 +14,6 @@ mod tell;
 mod transfer;
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Instant;
 
@@ -89,12 +88,12 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(broker: Broker, part: WorkerPart, frozen: bool, told: Option<OwnedFd>) -> Self {
+    pub(crate) fn new(broker: Broker, part: WorkerPart, frozen: bool, facts: Facts) -> Self {
         Self {
             broker,
             part,
             files: Files::default(),
-            facts: Facts::new(told),
+            facts,
             frozen,
             freeze: None,
             thaw: None,

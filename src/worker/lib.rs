@@ -23,6 +23,7 @@ use postern_core::sys::{descriptors, process};
 use ask::{Broker, BrokerLost, Note, Setup, Wanted};
 use channel::{Awake, Channel, Got, HostGone, Waiter};
 use dispatch::{Session, Stop};
+use facts::Facts;
 use qga::Decoder;
 
 /// Why a worker ended; the number is its exit status.
@@ -55,7 +56,7 @@ pub fn run() -> End {
 
 /// Serves until there is a reason to end, which is the error.
 fn serve(mut broker: Broker) -> Result<std::convert::Infallible, End> {
-    let Setup { part, frozen, port, told } = broker.setup()?;
+    let Setup { part, frozen, port, told, netlink } = broker.setup()?;
     broker.report_last_words();
     if let Some(port) = port {
         bring(&broker, &port)?;
@@ -69,7 +70,7 @@ fn serve(mut broker: Broker) -> Result<std::convert::Infallible, End> {
     };
     broker.ready(confined.standing.clone())?;
     let decoder = Decoder::new(part.limits.clone());
-    let session = Session::new(broker, part, frozen, told);
+    let session = Session::new(broker, part, frozen, Facts::new(told, netlink));
     let mut worker = Worker { session, decoder, channel: None, waiter, retiring: false };
     worker.serve(&confined)
 }

@@ -67,7 +67,7 @@ impl Broker {
             match self.parts.family.start(Role::Worker) {
                 Ok(worker) => {
                     self.fetching = is_sent;
-                    self.equip(&worker, &self.parts.policy);
+                    self.equip(&worker, self.parts.policy.facts());
                     let setup = Answer::Setup { part: self.parts.policy.worker_part(), frozen: self.is_frozen() };
                     self.worker = Some(told(worker, fetch.into_iter().chain([setup])));
                 }

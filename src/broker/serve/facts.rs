@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use postern_core::audit::Record;
-use postern_core::catalogue::facts::Fact;
+use postern_core::catalogue::facts::{Fact, FactSet};
 use postern_core::ipc::bundle::BUNDLE_MAX;
 use postern_core::messages::{Answer, OpenerOrder, Role};
 use postern_core::policy::Policy;
@@ -40,6 +40,9 @@ pub(super) struct Telling {
 
 impl Broker {
     pub(super) fn act_fact(&mut self, fact: Fact) {
+        if !fact.is_opened() {
+            return self.tell_table(fact);
+        }
         if self.too_many_hang() {
             return self.tell_none(fact, Errno::EIO);
         }
@@ -47,6 +50,17 @@ impl Broker {
         let since = Instant::now();
         self.telling = Some(Telling { id: self.opens, fact, sent: false, again: false, since });
         self.tell_opener();
+    }
+
+    /// A table that was opened at the start; one that is not there the guest does not
+    /// have.
+    fn tell_table(&mut self, fact: Fact) {
+        let Some(table) = self.parts.network.table(fact) else { return self.tell_none(fact, Errno::ENOENT) };
+        if self.record_first(&Record::FactTold { child: self.worker_number(), fact, errno: None }) {
+            self.answer(&Answer::Kept {}, Some(&table));
+        } else {
+            self.tell_none(fact, Errno::EIO);
+        }
     }
 
     /// A file that the worker is to keep. Its record comes first.
@@ -110,10 +124,18 @@ impl Broker {
     }
 
     /// Gives a new worker what its policy has it have, before its first word.
-    pub(super) fn equip(&self, worker: &Worker, policy: &Policy) {
-        if let Some(memory) = self.parts.memory.as_ref().filter(|_| policy.facts().gathers()) {
+    pub(super) fn equip(&mut self, worker: &Worker, facts: FactSet) {
+        if let Some(memory) = self.parts.memory.as_ref().filter(|_| facts.gathers()) {
             // One that cannot be told has ended, which its pipe tells.
             let _ = worker.pipe.send(&Answer::Memory {}, Some(memory.read()));
+        }
+        if facts.contains(Fact::Interfaces) && self.parts.network.socket().is_some() {
+            let handed = Record::FactTold { child: worker.id, fact: Fact::Interfaces, errno: None };
+            if self.record_first(&handed)
+                && let Some(socket) = self.parts.network.socket()
+            {
+                let _ = worker.pipe.send(&Answer::Network {}, Some(socket));
+            }
         }
     }
 

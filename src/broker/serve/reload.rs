@@ -164,7 +164,7 @@ impl Broker {
         if !self.parts.host.is_gone() {
             let child: Worker = self.parts.family.start_apart(Role::Worker).map_err(failed)?;
             let setup = Answer::Setup { part: policy.worker_part(), frozen: self.is_frozen() };
-            self.equip(&child, policy);
+            self.equip(&child, policy.facts());
             worker.insert(child).tell([setup]).map_err(failed)?;
         }
         Ok((opener, worker))

@@ -23,6 +23,9 @@ pub enum Fact {
     Vcpus,
     MemoryBlocks,
     MemoryBlockSize,
+    Interfaces,
+    Routes,
+    Routes6,
     Filesystems,
     Disks,
 }
@@ -33,6 +36,13 @@ pub enum Reads {
     /// As a descriptor of this file, which says something new each time it is read:
     /// the worker keeps it.
     Kept(&'static str),
+    /// As a descriptor of this file below `/proc/net`, likewise kept. The broker opens
+    /// it at its start: later, and by Landlock, none of them can be opened, for each
+    /// look at such a path finds another inode.
+    Network(&'static str),
+    /// Over a netlink socket, in answers of the kernel's. The worker is handed it
+    /// before it confines itself, and never asks for it.
+    Netlink,
     /// As bytes: the opener reads all of these each time it is asked, and hands on
     /// what it read, not what it read from.
     Gathered(&'static [Part]),
@@ -117,7 +127,7 @@ pub struct Row {
 }
 
 /// Every fact, in [`Fact`]'s order, so that a fact indexes its own row.
-pub static FACTS: [Row; 11] = [
+pub static FACTS: [Row; 14] = [
     Row { fact: Fact::Load, name: "load", reads: Reads::Kept("/proc/loadavg") },
     Row {
         fact: Fact::Timezone,
@@ -177,6 +187,9 @@ pub static FACTS: [Row; 11] = [
         name: "memory-block-size",
         reads: Reads::Gathered(&[file("/sys/devices/system/memory/block_size_bytes")]),
     },
+    Row { fact: Fact::Interfaces, name: "interfaces", reads: Reads::Netlink },
+    Row { fact: Fact::Routes, name: "routes", reads: Reads::Network("route") },
+    Row { fact: Fact::Routes6, name: "routes6", reads: Reads::Network("ipv6_route") },
     Row {
         fact: Fact::Filesystems,
         name: "filesystems",
@@ -223,15 +236,24 @@ impl Fact {
         matches!(self.row().reads, Reads::Gathered(_))
     }
 
+    /// Whether the opener opens what it is read from, and not the broker at its start.
+    #[must_use]
+    pub fn is_opened(self) -> bool {
+        matches!(self.row().reads, Reads::Kept(_) | Reads::Gathered(_))
+    }
+
+    /// Whether a worker has what it is read from since before its first word.
+    #[must_use]
+    pub fn is_handed(self) -> bool {
+        matches!(self.row().reads, Reads::Netlink)
+    }
+
     /// What the opener's Landlock domain must leave it for this fact.
     pub fn grants(self) -> impl Iterator<Item = (&'static str, Allows)> {
-        let parts: &[Part] = match self.row().reads {
-            Reads::Kept(_) => &[],
-            Reads::Gathered(parts) => parts,
-        };
-        let kept = match self.row().reads {
-            Reads::Kept(path) => Some((path, Allows::Read)),
-            Reads::Gathered(_) => None,
+        let (kept, parts): (_, &[Part]) = match self.row().reads {
+            Reads::Kept(path) => (Some((path, Allows::Read)), &[]),
+            Reads::Gathered(parts) => (None, parts),
+            Reads::Network(_) | Reads::Netlink => (None, &[]),
         };
         kept.into_iter().chain(parts.iter().flat_map(Part::grants))
     }
@@ -289,6 +311,12 @@ impl FactSet {
     /// The facts of the set, in the order of their rows.
     pub fn iter(self) -> impl Iterator<Item = Fact> {
         Fact::all().filter(move |&fact| self.contains(fact))
+    }
+
+    /// Those that the opener opens.
+    #[must_use]
+    pub fn opened(self) -> Self {
+        self.iter().filter(|fact| fact.is_opened()).collect()
     }
 
     /// Whether any of them is gathered.

@@ -7,7 +7,7 @@
 //! |---|---|---|---|---|
 //! | spawner | `/dev/null` | broker | its own file | `SIGCHLD` on 5; a child's socket, in passing |
 //! | opener | `/dev/null` | broker | `/proc/self/fd` | memory for what it gathers on 5; the object being opened |
-//! | worker | `/dev/null` | broker | epoll | that memory, to read, on 6; the channel, the host's files |
+//! | worker | `/dev/null` | broker | epoll | a netlink socket on 5; that memory, to read, on 6; the channel, the host's files |
 //!
 //! The broker was started by a person or an init and keeps their 0, 1, 2. It
 //! has its signals, mountinfo, the directories of log and state, the log, the
@@ -20,9 +20,10 @@ mod broker;
 use std::os::fd::RawFd;
 
 use nix::fcntl::OFlag;
+use nix::sys::socket::MsgFlags;
 
 use super::seccomp::{Rule, When, permit};
-use crate::catalogue::facts::FactSet;
+use crate::catalogue::facts::{Fact, FactSet};
 use crate::catalogue::{Call, Command, CommandSet};
 use crate::policy::Limits;
 use crate::policy::parts::{OpenerPart, WorkerPart};
@@ -44,7 +45,10 @@ pub const EPOLL: RawFd = 4;
 pub const GATHERED: RawFd = 5;
 /// The opener's mount table, if the policy has it measure filesystems.
 pub const MOUNTINFO: RawFd = 6;
-/// Where the worker reads what the opener gathered.
+/// The socket over which the kernel tells the worker of the network, if the policy
+/// has it told.
+pub const NETLINK: RawFd = 5;
+/// Where the worker reads what was gathered.
 pub const TOLD: RawFd = 6;
 
 /// The dynamic loader, which the kernel executes beside a binary that is not
@@ -82,6 +86,12 @@ pub const fn create_flags(mode: Mode) -> OFlag {
 
 /// How the opener opens a file or directory of the guest's, to tell of it.
 pub const OPEN_FACT: OFlag = OFlag::O_RDONLY.union(OFlag::O_CLOEXEC).union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY);
+
+/// How the worker asks the kernel on its netlink socket.
+pub const ASKING: MsgFlags = MsgFlags::MSG_DONTWAIT;
+/// How it takes the answers: with the length that each has, if that is longer than
+/// the room for it.
+pub const ANSWERED: MsgFlags = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_TRUNC);
 
 /// How the broker opens directories: mountpoints, log and state directory.
 pub const OPEN_DIRECTORY: OFlag =
@@ -166,8 +176,23 @@ pub fn worker(part: &WorkerPart) -> Vec<Rule> {
     if part.commands.needs_call(Call::Seek) || part.commands.contains(Command::FileOpen) {
         rules.push(permit!(lseek, "seeking in a file; the place of a file opened to append"));
     }
-    if !part.facts().is_empty() {
+    let facts = part.facts();
+    if facts.iter().any(|fact| !fact.is_handed()) {
         rules.push(permit!(pread64, "reading again what tells of the guest"));
+    }
+    if facts.contains(Fact::Interfaces) {
+        rules.extend([
+            permit!(
+                sendto,
+                [When::Is(0, int(NETLINK)), When::Is(3, ASKING.bits().cast_unsigned()), When::Is(5, 0)],
+                "asking the kernel for interfaces and addresses; changing them takes CAP_NET_ADMIN"
+            ),
+            permit!(
+                recvfrom,
+                [When::Is(0, int(NETLINK)), When::Is(3, ANSWERED.bits().cast_unsigned())],
+                "the kernel's answers, which are there at once"
+            ),
+        ]);
     }
     if part.calling().needs_call(Call::Uname) {
         rules.push(permit!(uname, "the host's name, the kernel's release"));
@@ -270,7 +295,7 @@ pub fn spawner(commands: CommandSet) -> Vec<Rule> {
         WorkerPart { commands, redact: CommandSet::EMPTY, telling: Telling::default(), limits: Limits::default() };
     let rights = Rights::NAMED.iter().fold(Rights::NONE, |all, (right, _)| all.with(*right));
     let any_rule = FileRule { path: "/".into(), rights, except: Vec::new(), optional: false, types: Types::REGULAR };
-    let any_opener = OpenerPart { rules: vec![any_rule], create_mode: 0, facts: commands.facts() };
+    let any_opener = OpenerPart { rules: vec![any_rule], create_mode: 0, facts: commands.facts().opened() };
     let mut served: Vec<Rule> = worker(&any_worker).into_iter().chain(opener(&any_opener)).collect();
     for rule in &mut served {
         // Process ids, descriptors and file modes are the child's to restrict;

@@ -75,7 +75,7 @@ pub(super) mod numbers {
         lseek = SYS_lseek, madvise = SYS_madvise, mmap = SYS_mmap, mprotect = SYS_mprotect, mremap = SYS_mremap,
         munmap = SYS_munmap, newfstatat = SYS_newfstatat, openat = SYS_openat, ppoll = SYS_ppoll, prctl = SYS_prctl,
         pread64 = SYS_pread64, pwrite64 = SYS_pwrite64, prlimit64 = SYS_prlimit64, read = SYS_read, readlinkat = SYS_readlinkat,
-        reboot = SYS_reboot, recvmsg = SYS_recvmsg, restart_syscall = SYS_restart_syscall,
+        reboot = SYS_reboot, recvfrom = SYS_recvfrom, recvmsg = SYS_recvmsg, restart_syscall = SYS_restart_syscall,
         rseq = SYS_rseq, rt_sigaction = SYS_rt_sigaction, rt_sigprocmask = SYS_rt_sigprocmask,
         sched_getaffinity = SYS_sched_getaffinity, sched_yield = SYS_sched_yield, seccomp = SYS_seccomp,
         sendmsg = SYS_sendmsg, sendto = SYS_sendto, set_robust_list = SYS_set_robust_list,

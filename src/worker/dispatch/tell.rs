@@ -12,8 +12,12 @@ use postern_core::catalogue::facts::Fact;
 use postern_core::ipc::bundle::Bundle;
 
 use super::super::channel::Channel;
+use super::super::facts::KEPT_MAX;
 use super::super::facts::host::{HostName, now};
 use super::super::facts::load::Load;
+use super::super::facts::network::dump::ADDRESSES_MAX;
+use super::super::facts::network::routes::{self, ROUTES_MAX, Route, Table};
+use super::super::facts::network::{self, Interface};
 use super::super::facts::os::OsInfo;
 use super::super::facts::timezone::Timezone;
 use super::super::facts::users::users;
@@ -97,6 +101,14 @@ impl Session {
                 };
                 self.told(disks, id, channel)
             }
+            Command::NetworkGetInterfaces => {
+                let interfaces = self.interfaces();
+                self.told(interfaces, id, channel)
+            }
+            Command::NetworkGetRoute => {
+                let routes = self.routes()?;
+                self.told(routes, id, channel)
+            }
             // Not among those that tell: see `request`.
             _ => self.told::<()>(Err(QgaError::CommandDisabled(command.name())), id, channel),
         }
@@ -107,6 +119,37 @@ impl Session {
             Ok(value) => self.succeed(channel, &value, id),
             Err(error) => self.fail(channel, &error, id),
         }
+    }
+
+    fn interfaces(&mut self) -> Told<Vec<Interface>> {
+        let told = |errno| match errno {
+            Errno::EOVERFLOW => too_many("network interfaces or addresses", ADDRESSES_MAX),
+            errno => failed("network interfaces", errno),
+        };
+        let netlink = self.facts.netlink.as_mut().ok_or_else(|| told(Errno::EIO))?;
+        let links = netlink.links().map_err(told)?;
+        let addresses = netlink.addresses().map_err(told)?;
+        let redacted = self.part.redact.contains(Command::NetworkGetInterfaces);
+        Ok(network::interfaces(&links, &addresses, &self.part.telling, redacted))
+    }
+
+    fn routes(&mut self) -> Result<Told<Vec<Route>>, Stop> {
+        let redacted = self.part.redact.contains(Command::NetworkGetRoute);
+        let mut told = Vec::new();
+        for (fact, table) in [(Fact::Routes, Table::V4), (Fact::Routes6, Table::V6)] {
+            match self.facts.read(fact, &mut self.broker)? {
+                Ok(text) => {
+                    let added = routes::add(&mut told, (table, text), &self.part.telling, redacted);
+                    if added.is_err() || text.len() == KEPT_MAX {
+                        return Ok(Err(too_many("routes", ROUTES_MAX)));
+                    }
+                }
+                // Of a family that the guest does not have.
+                Err(Errno::ENOENT) => {}
+                Err(errno) => return Ok(Err(failed("routes", errno))),
+            }
+        }
+        Ok(Ok(told))
     }
 
     /// What `read` makes of a fact's bytes.
@@ -131,4 +174,8 @@ impl Session {
 
 fn failed(what: &str, errno: Errno) -> QgaError {
     QgaError::Told(format!("failed to read {what}: {}", strerror(errno)))
+}
+
+fn too_many(what: &str, most: usize) -> QgaError {
+    QgaError::Told(format!("there are too many {what} for an answer, which has room for {most}"))
 }

@@ -19,12 +19,11 @@ pub(crate) mod fsinfo;
 pub(crate) mod host;
 pub(crate) mod load;
 pub mod memory;
+pub(crate) mod network;
 pub mod os;
 mod text;
 pub mod timezone;
 pub mod users;
-#[allow(dead_code, reason = "of no command yet")]
-pub(crate) mod network;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -38,6 +37,7 @@ use postern_core::ipc::bundle::BUNDLE_MAX;
 use thiserror::Error;
 
 use super::ask::{Broker, BrokerLost, Told};
+use network::dump::Netlink;
 
 /// What a guest has nothing of; the texts are stock's, where it has one.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub enum FactError {
 }
 
 /// Most bytes of a file that is kept: more than `/proc/stat` of 4,096 processors.
-const KEPT_MAX: usize = 4 << 20;
+pub(crate) const KEPT_MAX: usize = 4 << 20;
 /// Bytes that are read at once.
 const PIECE: usize = 64 << 10;
 
@@ -66,14 +66,17 @@ const PIECE: usize = 64 << 10;
 pub(crate) struct Facts {
     kept: BTreeMap<Fact, OwnedFd>,
     gathered: Option<OwnedFd>,
+    /// Over which the kernel tells of interfaces, if that is told.
+    pub(crate) netlink: Option<Netlink>,
     /// What was read last.
     bytes: Vec<u8>,
 }
 
 impl Facts {
-    /// With the memory that the opener gathers into, if it gathers.
-    pub(crate) const fn new(gathered: Option<OwnedFd>) -> Self {
-        Self { kept: BTreeMap::new(), gathered, bytes: Vec::new() }
+    /// With the memory that the opener gathers into, if it gathers, and the socket
+    /// that this process was handed, if it was.
+    pub(crate) fn new(gathered: Option<OwnedFd>, netlink: Option<OwnedFd>) -> Self {
+        Self { kept: BTreeMap::new(), gathered, netlink: netlink.map(Netlink::new), bytes: Vec::new() }
     }
 
     /// The bytes of a fact, as it is now, or why there are none.

@@ -288,6 +288,8 @@ fn request(command: Command, mut args: Arguments<'_>) -> Result<Request<'_>, Qga
         | Command::GetVcpus
         | Command::GetMemoryBlocks
         | Command::GetMemoryBlockInfo
+        | Command::NetworkGetInterfaces
+        | Command::NetworkGetRoute
         | Command::GetFsinfo
         | Command::GetDisks => Request::Tell(command),
     })

@@ -14,7 +14,8 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::socket::{recv, send};
+use postern_core::confine::filters::{ANSWERED, ASKING};
 
 use super::messages::{Address, Link, Wanted, read};
 
@@ -118,7 +119,7 @@ impl Netlink {
 
     fn send(&self, request: &[u8]) -> Result<(), Errno> {
         loop {
-            match send(self.socket.as_fd().as_raw_fd(), request, MsgFlags::MSG_DONTWAIT) {
+            match send(self.socket.as_fd().as_raw_fd(), request, ASKING) {
                 Err(Errno::EINTR) => {}
                 sent => return sent.map(drop),
             }
@@ -128,7 +129,7 @@ impl Netlink {
     fn receive(&self, part: &mut [u8]) -> Result<usize, Errno> {
         loop {
             // With MSG_TRUNC the length is the part's own, if that is longer.
-            match recv(self.socket.as_fd().as_raw_fd(), part, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
+            match recv(self.socket.as_fd().as_raw_fd(), part, ANSWERED) {
                 Err(Errno::EINTR) => {}
                 Ok(length) if length > part.len() => return Err(Errno::EMSGSIZE),
                 received => return received,

@@ -1,0 +1,203 @@
+//! The guest's network, as the host is told it: a network namespace of the test's own
+//! with interfaces of several kinds, beside what stock answers there and what `ip`
+//! says.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::process::{Child, Command, Stdio};
+
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::support::agent::{Home, Host, eventually};
+use crate::support::runner::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("interfaces_and_routes_are_those_that_stock_and_ip_see", interfaces_and_routes_are_those_that_stock_and_ip_see),
+    ("a_thousand_interfaces_and_routes_are_told_whole", a_thousand_interfaces_and_routes_are_told_whole),
+];
+
+const POLICY: &str = "[commands]\nallow = [\"guest-ping\", \"guest-network-get-interfaces\", \
+     \"guest-network-get-route\"]\n";
+
+/// Interfaces of the kinds that every kernel of the tests has, with addresses of
+/// both families, a label, a peer; one that is down, one without a hardware address.
+const NETWORK: &str = "set -e
+ip link set lo up
+ip link add eth0 type veth peer name eth1
+ip link set eth0 address 02:00:00:AA:bb:01 up
+ip link set eth1 up
+ip link add br0 type bridge
+ip link set br0 up
+ip tuntap add dev tun0 mode tun
+ip addr add 192.0.2.5/24 dev eth0
+ip addr add 192.0.2.77/28 dev eth0 label eth0:alias
+ip addr add 10.9.9.1 peer 10.9.9.2/32 dev eth0
+ip addr add 198.51.100.1/25 dev br0
+ip -6 addr add 2001:db8::5/64 dev eth0 nodad
+ip -6 addr add ::192.0.2.5/96 dev eth0 nodad
+ip link add link eth0 name eth0.7 type vlan id 7 2>/dev/null && ip link set eth0.7 up && \
+    ip addr add 10.7.0.1/16 dev eth0.7 || echo 'left out: this kernel has no vlan'
+ip route add default via 192.0.2.1 dev eth0 metric 100
+ip route add unreachable 203.0.113.0/24
+ip route add blackhole 203.0.114.0/24 metric 7
+ip route add 172.16.0.0/12 nexthop via 192.0.2.3 weight 1 nexthop via 192.0.2.4 weight 2 || true
+ip route add 172.31.0.0/16 via 192.0.2.3 advmss 1300 window 1000 mtu 1400
+ip -6 route add default via 2001:db8::1 dev eth0 metric 5
+ip -6 route add unreachable 2001:db8:2::/48
+ip -6 route add 2001:db8:5::/48 via 2001:db8::2 table 77
+";
+
+/// A network namespace with nothing but the loopback, for this process and all that
+/// it starts.
+fn own_network() {
+    unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+}
+
+fn shell(script: &str) -> String {
+    let output = Command::new("sh").args(["-c", script]).output().expect("sh");
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// What `ip -json` says.
+fn ip(words: &str) -> Vec<Value> {
+    serde_json::from_str(&shell(&format!("ip -json {words}"))).unwrap_or_default()
+}
+
+fn told(host: &mut Host, command: &str) -> Vec<Value> {
+    let told = host.returns(command, &Value::Null);
+    told.as_array().unwrap_or_else(|| panic!("{command}: {told}")).clone()
+}
+
+/// The stock agent; ended when it goes out of scope.
+struct Stock(Child);
+
+impl Stock {
+    fn start(home: &Home) -> (Self, Host) {
+        let (socket, state) = (home.path("stock.sock"), home.path("stock"));
+        fs::create_dir(&state).expect("a directory");
+        let mut command = Command::new("qemu-ga");
+        command.args(["-m", "unix-listen", "-p"]).arg(&socket).arg("-t").arg(&state);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let stock = Self(command.spawn().expect("qemu-ga"));
+        (stock, Host::connect(&socket))
+    }
+}
+
+impl Drop for Stock {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// `/proc/net/route` as anybody reads it: each route's interface, destination and
+/// gateway as one number each, flags and metric.
+fn table() -> Vec<(String, u32, u32, u64, u64)> {
+    let number = |word: &str| u32::from_str_radix(word, 16).expect("a number").to_be();
+    let text = fs::read_to_string("/proc/net/route").expect("the table");
+    let line = |line: &str| {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let (flags, metric) = (u64::from_str_radix(words[3], 16).unwrap(), words[6].parse().unwrap());
+        (words[0].to_owned(), number(words[1]), number(words[2]), flags, metric)
+    };
+    text.lines().skip(1).map(line).collect()
+}
+
+fn v4(route: &Value) -> (String, u32, u32, u64, u64) {
+    let address = |key: &str| {
+        let address: std::net::Ipv4Addr = route[key].as_str().expect("an address").parse().expect("an address");
+        u32::from(address)
+    };
+    let number = |key: &str| route[key].as_u64().expect("a number");
+    let iface = route["iface"].as_str().expect("a name").to_owned();
+    (iface, address("destination"), address("gateway"), number("flags"), number("metric"))
+}
+
+fn interfaces_and_routes_are_those_that_stock_and_ip_see() {
+    own_network();
+    print!("{}", shell(NETWORK));
+    let home = Home::new();
+    let agent = home.start(POLICY);
+    let mut host = agent.connect();
+    let (_stock, mut stock) = Stock::start(&home);
+    // Interfaces that are new still say something on their links.
+    let interfaces = eventually("both answer the same", || {
+        let ours = told(&mut host, "guest-network-get-interfaces");
+        (ours == told(&mut stock, "guest-network-get-interfaces")).then_some(ours)
+    });
+    let names: Vec<&str> = interfaces.iter().filter_map(|one| one["name"].as_str()).collect();
+    for name in ["lo", "eth0", "eth1", "br0", "tun0", "eth0:alias"] {
+        assert!(names.contains(&name), "{name} in {names:?}");
+    }
+    let of = |name: &str| interfaces.iter().find(|one| one["name"] == name).expect("an interface");
+    assert_eq!(of("tun0"), &json!({ "name": "tun0", "hardware-address": "00:00:00:00:00:00" }));
+    assert_eq!(of("eth0")["hardware-address"], "02:00:00:aa:bb:01");
+    assert!(of("eth0:alias").get("statistics").is_none());
+
+    // Every address that ip sees, and no other.
+    let mut expected: BTreeMap<String, u64> = BTreeMap::new();
+    for link in ip("addr") {
+        for address in link["addr_info"].as_array().expect("addresses") {
+            let local = address["local"].as_str().expect("an address").to_owned();
+            expected.insert(local, address["prefixlen"].as_u64().expect("a number"));
+        }
+    }
+    let addresses = interfaces.iter().filter_map(|one| one["ip-addresses"].as_array()).flatten();
+    let addresses: BTreeMap<String, u64> = addresses
+        .map(|one| (one["ip-address"].as_str().unwrap().to_owned(), one["prefix"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(addresses, expected);
+
+    let routes = told(&mut host, "guest-network-get-route");
+    let (ours, ours6): (Vec<_>, Vec<_>) = routes.iter().partition(|route| route["version"] == 4);
+    assert_eq!(ours.iter().map(|route| v4(route)).collect::<Vec<_>>(), table());
+    assert_eq!(ours6.len(), fs::read_to_string("/proc/net/ipv6_route").expect("the table").lines().count());
+    let default = ours6.iter().find(|route| route["metric"] == 5).expect("the default route");
+    assert_eq!((&default["nexthop"], &default["desprefixlen"]), (&json!("2001:db8::1"), &json!("0")));
+    assert!(ours6.iter().any(|route| route["destination"] == "2001:db8:5::"), "of every table");
+    let recorded = agent.records_of("host-connected");
+    assert_eq!(recorded.len(), 1, "nothing went wrong meanwhile");
+}
+
+fn a_thousand_interfaces_and_routes_are_told_whole() {
+    /// Pairs of interfaces.
+    const PAIRS: usize = 250;
+    const ROUTES: usize = 2_000;
+    own_network();
+    let mut batch = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().expect("ip");
+    let mut script = String::from("link set lo up\n");
+    for pair in 0..PAIRS {
+        script += &format!("link add a{pair} type veth peer name b{pair}\n");
+        script += &format!("addr add 10.{}.{}.1/24 dev a{pair}\n", pair / 256, pair % 256);
+    }
+    script += "link set b0 up\nlink set a0 up\n";
+    for route in 0..ROUTES {
+        script += &format!("route add 172.{}.{}.0/24 via 10.0.0.2\n", 16 + route / 256, route % 256);
+    }
+    batch.stdin.take().expect("its input").write_all(script.as_bytes()).expect("the script");
+    assert!(batch.wait().expect("ip").success());
+
+    let home = Home::new();
+    let agent = home.start(POLICY);
+    let mut host = agent.connect();
+    let all = |host: &mut Host| {
+        let interfaces = told(host, "guest-network-get-interfaces");
+        let addresses = interfaces.iter().filter_map(|one| one["ip-addresses"].as_array()).flatten();
+        let v4 = addresses.filter(|one| one["ip-address-type"] == "ipv4").count();
+        let routes = told(host, "guest-network-get-route");
+        (interfaces.len(), v4, routes.iter().filter(|route| route["gateway"] == "10.0.0.2").count())
+    };
+    let expected = (1 + 2 * PAIRS, 1 + PAIRS, ROUTES);
+    assert_eq!(all(&mut host), expected);
+    // A worker that dies over its answer leaves the next one the same socket.
+    for _ in 0..3 {
+        host.send(b"{\"execute\": \"guest-network-get-interfaces\"}");
+        agent.signal("worker", Signal::SIGKILL);
+        host = agent.connect();
+        assert_eq!(all(&mut host), expected);
+    }
+}
