@@ -3,8 +3,9 @@
 //! says.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
-use std::io::Write;
+use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
 
 use nix::sched::{CloneFlags, unshare};
@@ -171,12 +172,12 @@ fn a_thousand_interfaces_and_routes_are_told_whole() {
     let mut batch = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().expect("ip");
     let mut script = String::from("link set lo up\n");
     for pair in 0..PAIRS {
-        script += &format!("link add a{pair} type veth peer name b{pair}\n");
-        script += &format!("addr add 10.{}.{}.1/24 dev a{pair}\n", pair / 256, pair % 256);
+        let _ = writeln!(script, "link add a{pair} type veth peer name b{pair}");
+        let _ = writeln!(script, "addr add 10.{}.{}.1/24 dev a{pair}", pair / 256, pair % 256);
     }
     script += "link set b0 up\nlink set a0 up\n";
     for route in 0..ROUTES {
-        script += &format!("route add 172.{}.{}.0/24 via 10.0.0.2\n", 16 + route / 256, route % 256);
+        let _ = writeln!(script, "route add 172.{}.{}.0/24 via 10.0.0.2", 16 + route / 256, route % 256);
     }
     batch.stdin.take().expect("its input").write_all(script.as_bytes()).expect("the script");
     assert!(batch.wait().expect("ip").success());

@@ -105,7 +105,7 @@ fn every_offered_command_becomes_its_request() {
         ),
         ("guest-fsfreeze-thaw", "{}", Request::FsfreezeThaw),
     ];
-    let telling = Command::all().filter(|command| command.name().starts_with("guest-get-"));
+    let telling = Command::all().filter(|command| command.name().contains("-get-"));
     rows.extend(telling.map(|command| (command.name(), "{}", Request::Tell(command))));
     for (name, arguments, wanted) in &rows {
         let message = format!("{{'execute':'{name}','arguments':{arguments}}}");
