@@ -7,7 +7,7 @@
 use std::fmt;
 
 use ::caps::Capability;
-use postern_core::catalogue::facts::Allows;
+use postern_core::catalogue::facts::{Allows, Fact};
 use postern_core::catalogue::{Act, Command};
 use postern_core::confine::caps::{self, Asked};
 use postern_core::confine::filters::{self, BrokerNeeds, Listens, LogNeeds};
@@ -80,8 +80,21 @@ pub(super) fn of(policy: &Policy) -> Vec<Process> {
         },
         child("spawner", "executes its own file".to_owned(), &filters::spawner(policy.commands)),
         child("opener", paths, &filters::opener(&policy.opener_part())),
-        child("worker", "no path".to_owned(), &filters::worker(&policy.worker_part())),
+        child("worker", worker_leaves(policy), &filters::worker(&policy.worker_part())),
     ]
+}
+
+/// What a worker's domain leaves it; and what it holds that no domain is asked about.
+fn worker_leaves(policy: &Policy) -> String {
+    let facts = policy.facts();
+    let mut leaves = "no path".to_owned();
+    if facts.contains(Fact::Interfaces) {
+        leaves += "; a netlink socket, by which one that has fallen sees every interface, address and route of the \
+                   guest, whatever is redacted, and can change none (that takes CAP_NET_ADMIN)";
+    } else if facts.contains(Fact::Routes) {
+        leaves += "; the kernel's tables of routes, of which one that has fallen sees every line, whatever is redacted";
+    }
+    leaves
 }
 
 /// The broker's capabilities. Which one shutdown takes is known when postern
