@@ -42,6 +42,7 @@ fn guest(userland: Userland) -> Machine {
         read(later),
         0o644,
     );
+    let setup = setup.file("/root/busybox", fs::read("/bin/busybox").expect("busybox-static"), 0o755);
     Machine::boot(&setup)
 }
 
@@ -151,6 +152,9 @@ fn swap() {
     let version = guest.host().returns("guest-info", &Value::Null)["version"].clone();
     assert!(version.as_str().is_some_and(|version| version.starts_with("7.")), "the control: stock answers, {version}");
 
+    guest.sh(NETWORK);
+    let stock = interfaces(&guest);
+
     let poll = Poll::start(guest.agent_socket());
     let said = guest.sh(&format!("{INSTALL} /root/postern.deb"));
     assert!(said.contains("Removing qemu-guest-agent"), "{said}");
@@ -189,8 +193,11 @@ fn swap() {
         .unwrap_or_else(|| panic!("an exposure: {exposure}"));
     assert!(number <= 3.5, "{exposure}");
 
+    tells_of_the_guests_network(&mut guest, &stock);
+
     // udev starts it whenever the port appears.
     guest.sh("systemctl stop postern");
+    assert_eq!(guest.sh(NETLINK), "inactive\n", "it goes with the service");
     guest.qmp("device_del", json!({ "id": "port" }));
     guest.event("DEVICE_DELETED");
     guest.sh_eventually(&format!("! test -e /dev/virtio-ports/{PORT}"));
@@ -200,6 +207,62 @@ fn swap() {
     );
     guest.sh_eventually("systemctl -q is-active postern");
     guest.host().ping();
+}
+
+/// Interfaces of the guest as its agent tells them, without what counts on.
+fn interfaces(guest: &Machine) -> Value {
+    let mut told = guest.host().returns("guest-network-get-interfaces", &Value::Null);
+    for interface in told.as_array_mut().expect("interfaces") {
+        interface.as_object_mut().expect("an interface").remove("statistics");
+    }
+    told
+}
+
+/// What a network namespace with nothing in it does not have.
+const NETWORK: &str = "/root/busybox ip address add 192.0.2.1/32 dev lo && \
+     /root/busybox ip route add unreachable 203.0.113.0/24";
+/// The unit of the netlink socket.
+const NETLINK: &str = "systemctl show --value --property ActiveState postern-netlink.socket";
+
+/// Which network namespace a process of the service is in: files there have other
+/// numbers.
+const APART: &str = "test $(stat -c %i /proc/$(systemctl show --value -p MainPID postern)/net/dev) != \
+     $(stat -c %i /proc/1/net/dev)";
+
+/// How many netlink sockets of the guest's own namespace the broker holds.
+const HELD: &str = "ls -l /proc/$(systemctl show --value -p MainPID postern)/fd | grep -o 'socket:[^]]*' | \
+     cut -d '[' -f 2 | while read -r inode; do grep -w $inode /proc/1/net/netlink || true; done | wc -l";
+
+/// The service has no network, and tells of the guest's.
+fn tells_of_the_guests_network(guest: &mut Machine, stock: &Value) {
+    let before = show(guest, "MainPID");
+    guest.sh(
+        "printf 'version = 1\n[commands]\nallow = [\"guest-network-get-interfaces\", \"guest-network-get-route\"]\n' \
+         >/etc/postern/policy.d/30-network.toml; ! systemctl reload postern",
+    );
+    assert_eq!(show(guest, "MainPID"), before, "it takes a new start, and says so");
+    for restarted in [false, true] {
+        if restarted {
+            let pid = show(guest, "MainPID");
+            guest.sh(&format!("kill -KILL {pid}"));
+            self::restarted(guest, &pid);
+        } else {
+            guest.sh("systemctl restart postern");
+        }
+        guest.sh(APART);
+        assert_eq!(guest.sh(HELD), "1\n");
+        assert_eq!(guest.sh(NETLINK), "active\n");
+        assert_eq!(interfaces(guest), *stock, "restarted by systemd: {restarted}");
+        let routes = guest.host().returns("guest-network-get-route", &Value::Null);
+        let refused = |route: &Value| route["destination"] == "203.0.113.0" && route["mask"] == "255.255.255.0";
+        assert!(routes.as_array().expect("routes").iter().any(refused), "{routes}");
+    }
+    assert!(stock.to_string().contains("192.0.2.1"), "the control: {stock}");
+    assert_eq!(guest.sh(FAILED), "");
+    // Without the command it is closed.
+    guest.sh("rm /etc/postern/policy.d/30-network.toml && systemctl restart postern");
+    assert_eq!(guest.sh(HELD), "0\n");
+    assert_eq!(guest.sh(FAILED), "");
 }
 
 fn life() {
@@ -246,7 +309,7 @@ fn life() {
     assert_eq!(guest.sh(FAILED), "");
     assert_eq!(guest.sh(&format!("stat -L -c '%U:%G %a' /dev/virtio-ports/{PORT}")), "root:root 600\n");
     guest.sh("test -e /var/log/postern/audit.jsonl && apt-get -y purge postern");
-    guest.sh("rm -r /root/*.deb /run/systemd/system/postern.service.d");
+    guest.sh("rm -r /root/*.deb /root/busybox /run/systemd/system/postern.service.d");
     let left = guest.sh("find / -xdev -name '*postern*' ! -path '/var/log/*' ; find /run -name '*postern*'; grep -r --exclude='*-' postern /etc || true");
     assert_eq!(left, "");
 }
