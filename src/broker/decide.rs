@@ -30,6 +30,8 @@ pub(crate) struct State {
     pub(crate) opening: bool,
     /// Whether postern was started with what acts take (as root).
     pub(crate) privileged: bool,
+    /// Whether an act that takes long is under way: a trim, a sleep ...
+    pub(crate) acting: bool,
     /// Whether postern is ending: it has thawed, and nobody would thaw again.
     pub(crate) stopping: bool,
 }
@@ -60,6 +62,8 @@ pub(crate) enum Decision {
     RefuseFact(Errno),
     /// Shut down.
     Shutdown(ShutdownMode),
+    /// Begin this command's act.
+    Act(Command),
     /// Answer with this refusal.
     Refuse(&'static str),
     /// Take note; no answer is due.
@@ -87,6 +91,10 @@ pub(crate) struct Refusal {
 const UNPRIVILEGED: &str = "not possible: postern was started without root";
 /// For a host that asks twice.
 const BUSY: &str = "a freeze or thaw is under way";
+/// For a host that asks for two acts at once.
+const ACTING: &str = "a trim, a suspend, or a change of processors or memory blocks is under way";
+/// For a host that asks for an act meanwhile.
+const FROZEN: &str = "filesystems are frozen";
 /// For a host that asks while postern ends.
 const STOPPING: &str = "postern is stopping";
 
@@ -131,6 +139,8 @@ pub(crate) fn decide(state: State, ask: &Ask, policy: &Policy) -> Decision {
                 Decision::Refuse(UNPRIVILEGED)
             } else if state.stopping {
                 Decision::Refuse(STOPPING)
+            } else if state.acting {
+                Decision::Refuse(ACTING)
             } else if state.freeze == Status::Thawed && !state.thawing {
                 Decision::Freeze(command)
             } else {
@@ -156,11 +166,32 @@ pub(crate) fn decide(state: State, ask: &Ask, policy: &Policy) -> Decision {
             Decision::Hostile("it asked to shut down, which the policy withholds")
         }
         Ask::Shutdown { .. } if !state.privileged => Decision::Refuse(UNPRIVILEGED),
-        Ask::Shutdown { .. } if state.freeze != Status::Thawed => Decision::Refuse("filesystems are frozen"),
+        Ask::Shutdown { .. } if state.freeze != Status::Thawed => Decision::Refuse(FROZEN),
         Ask::Shutdown { mode } if !policy.shutdown.modes.contains(mode) => {
             Decision::Refuse("the guest's policy does not allow this mode")
         }
         Ask::Shutdown { mode } => Decision::Shutdown(*mode),
+        Ask::Trim { .. } => act(state, Command::Fstrim, policy),
+        Ask::Suspend { mode } => act(state, mode.command(), policy),
+        Ask::SetVcpus { .. } => act(state, Command::SetVcpus, policy),
+        Ask::SetMemoryBlocks { .. } => act(state, Command::SetMemoryBlocks, policy),
+    }
+}
+
+/// An act that may take long: nothing that a freeze would hold, and one at a time.
+fn act(state: State, command: Command, policy: &Policy) -> Decision {
+    if !policy.commands.contains(command) {
+        Decision::Hostile("it asked for an act that the policy withholds")
+    } else if !state.privileged {
+        Decision::Refuse(UNPRIVILEGED)
+    } else if state.stopping {
+        Decision::Refuse(STOPPING)
+    } else if state.freeze != Status::Thawed || state.thawing {
+        Decision::Refuse(FROZEN)
+    } else if state.acting {
+        Decision::Refuse(ACTING)
+    } else {
+        Decision::Act(command)
     }
 }
 

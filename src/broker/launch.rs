@@ -32,6 +32,7 @@ use postern_core::sys::{descriptors, last_words, process};
 
 use crate::about::{self, Spawner};
 use crate::accounts::{self, accounts};
+use crate::acts::{Acts, Means};
 use crate::arrival;
 use crate::background::{self, Starter};
 use crate::closer::Closer;
@@ -136,6 +137,16 @@ fn start(options: Options, passed: Passed, starter: Option<Starter>) -> Result<(
         voice.say(Level::Warning, warning);
     }
     let mounts = needs_freeze.then(MountTable::open).transpose().map_err(call("reading the mount table"))?;
+    confine::limits::make_room()?;
+    let means = if privileged { Means::open(&policy, Path::new("/sys")) } else { Ok(Means::default()) };
+    let means = means.map_err(call("opening what the policy's acts take"))?;
+    if means.blocks_left_out() > 0 {
+        let said = format!(
+            "guest-set-memory-blocks: the first {} blocks cannot be switched, there are too many",
+            means.blocks_left_out()
+        );
+        voice.say(Level::Warning, &said);
+    }
     let init = Init::recognise(Path::new("/proc"), Path::new("/run"), Path::new("/dev"));
     if privileged && policy.needs(Act::Shutdown) {
         voice.say(Level::Info, &format!("init is {}", init.name()));
@@ -208,13 +219,14 @@ fn start(options: Options, passed: Passed, starter: Option<Starter>) -> Result<(
         channel: channel.is_none() && !activated,
         ..Held::default()
     };
-    let (confined, (engine, shutdown, closer)) = confine::broker_barriers(plan, || -> Result<_, Fatal> {
+    let (confined, (engine, acts, shutdown, closer)) = confine::broker_barriers(plan, || -> Result<_, Fatal> {
         let engine = mounts
             .map(|mounts| Engine::start(mounts, note, remembered))
             .transpose()
             .map_err(call("starting the freezer"))?;
+        let acts = if means.is_empty() { None } else { Some(Acts::start(means).map_err(call("starting a thread"))?) };
         let shutdown = Shutdown::start(policy.shutdown.clone(), init).map_err(call("starting a thread"))?;
-        Ok((engine, shutdown, Closer::start().map_err(call("starting a thread"))?))
+        Ok((engine, acts, shutdown, Closer::start().map_err(call("starting a thread"))?))
     })?;
     let parts = Parts {
         policy,
@@ -225,6 +237,7 @@ fn start(options: Options, passed: Passed, starter: Option<Starter>) -> Result<(
         heads,
         log,
         engine,
+        acts,
         shutdown,
         handles,
         memory,
@@ -380,6 +393,7 @@ fn plan(
     let shutdown = privileged && policy.needs(Act::Shutdown);
     let filter = BrokerNeeds {
         freeze,
+        trim: privileged && policy.needs(Act::Trim),
         signals: if shutdown { shutdown::signals(&policy.shutdown, init) } else { Vec::new() },
         reboots: if shutdown { shutdown::reboot_commands(&policy.shutdown, init) } else { Vec::new() },
         listens: host.listens(),
@@ -388,13 +402,14 @@ fn plan(
         state: Vec::new(),
         policy: Vec::new(),
     };
+    let lists = filter.trim;
     let directory = policy.audit.log.parent().unwrap_or(Path::new("/"));
     Ok(BrokerPlan {
         filter,
         log: Some(look(directory).map_err(call("opening the log's directory"))?),
         state,
         policy: Vec::new(),
-        root: freeze.then(|| look(Path::new("/"))).transpose().map_err(call("opening /"))?,
+        root: (freeze || lists).then(|| look(Path::new("/"))).transpose().map_err(call("opening /"))?,
         sockets: heads
             .directories()
             .iter()

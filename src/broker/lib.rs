@@ -9,6 +9,7 @@
 
 mod about;
 mod accounts;
+pub mod acts;
 mod arrival;
 mod background;
 mod closer;

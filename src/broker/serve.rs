@@ -8,6 +8,7 @@
 //! Trust: see each `hear_…`. Texts and paths of worker and host are bounded by
 //! their frames and escaped by the log.
 
+mod acts;
 mod asks;
 mod candidate;
 mod children;
@@ -35,6 +36,7 @@ use postern_core::policy::rules::Mode;
 use postern_core::policy::written::Kept;
 use postern_core::rate::Rates;
 
+use crate::acts::Acts;
 use crate::closer::Closer;
 use crate::family::{Family, Opener, Worker};
 use crate::fsfreeze::{Engine, Filesystem, Handles, Status, Why};
@@ -49,6 +51,7 @@ use crate::network::Network;
 use crate::notify::Notify;
 use crate::say::{Level, Voice};
 use crate::shutdown::Shutdown;
+use acts::Acting;
 use candidate::Reload;
 use clocks::FAREWELL;
 use facts::Telling;
@@ -69,6 +72,7 @@ pub(crate) struct Parts {
     pub(crate) heads: Heads,
     pub(crate) log: Log,
     pub(crate) engine: Option<Engine>,
+    pub(crate) acts: Option<Acts>,
     pub(crate) shutdown: Shutdown,
     pub(crate) handles: Handles,
     /// Where the opener gathers facts, if the policy has any gathered.
@@ -155,6 +159,8 @@ pub(crate) struct Broker {
     freezing: Option<Command>,
     /// The record that announced it.
     announced: Option<Record>,
+    /// The act that runs beside all this, if one does.
+    acting: Option<Acting>,
     /// The worker awaits the end of a thaw.
     owes_thaw: bool,
     /// When to try next to thaw what is frozen past the policy's limit.
@@ -211,6 +217,7 @@ impl Broker {
             opens: 0,
             freezing: None,
             announced: None,
+            acting: None,
             owes_thaw: false,
             next_limit: frozen.then(Instant::now),
             stopping: None,
@@ -252,6 +259,7 @@ impl Broker {
                     return Err(Fatal::Host(lost));
                 }
                 self.forget_unanswered();
+                self.forget_act();
                 self.tell_refused();
                 self.note(&Record::Stopped { reason: text(self.stop_reason.as_bytes()) });
                 return Ok(());
@@ -265,6 +273,9 @@ impl Broker {
             }
             if awake.engine {
                 self.hear_engine();
+            }
+            if awake.acts {
+                self.hear_acts();
             }
             if awake.opener {
                 self.hear_opener()?;
@@ -373,7 +384,7 @@ impl Broker {
         if self.parts.log.failures() <= 1 {
             let refused = match why {
                 LogError::Spent { .. } => "opens are refused until then",
-                _ => "opens, freezes and shutdowns are refused until it works",
+                _ => "opens, freezes, shutdowns and other acts are refused until it works",
             };
             self.say(Level::Error, &format!("audit log: {why}; {refused}"));
         }

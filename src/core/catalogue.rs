@@ -31,8 +31,11 @@ pub enum Kind {
     StrList,
     /// Where a seek starts from: an integer 0 to 2, or "set", "cur", "end".
     Whence,
-    /// A type that no offered command takes yet.
-    Other,
+    /// A whole number that fits 64 bits, with or without sign; a negative one
+    /// stands for the unsigned one of the same bits.
+    Uint,
+    /// An array of objects with these members.
+    List(&'static [Arg]),
 }
 
 /// One argument of a command.
@@ -65,6 +68,14 @@ pub enum Act {
     Thaw,
     /// Ask init, or the kernel, to power down, halt or reboot.
     Shutdown,
+    /// Tell disks which blocks no filesystem uses (`FITRIM`).
+    Trim,
+    /// Put the guest to sleep, through `/sys/power`.
+    Suspend,
+    /// Switch processors on and off, through `/sys/devices/system/cpu`.
+    SetVcpus,
+    /// Switch memory blocks on and off, through `/sys/devices/system/memory`.
+    SetMemoryBlocks,
 }
 
 /// A system call that the worker itself needs for a command, beyond what
@@ -269,7 +280,19 @@ pub enum Command {
     NetworkGetRoute,
     GetFsinfo,
     GetDisks,
+    Fstrim,
+    SuspendDisk,
+    SuspendRam,
+    SuspendHybrid,
+    SetVcpus,
+    SetMemoryBlocks,
 }
+
+/// `GuestLogicalProcessor` of the schema, as a host sends it.
+const VCPU: &[Arg] = &[must("logical-id", Kind::Int), must("online", Kind::Bool), may("can-offline", Kind::Bool)];
+/// `GuestMemoryBlock` of the schema, as a host sends it.
+const MEMORY_BLOCK: &[Arg] =
+    &[must("phys-index", Kind::Uint), must("online", Kind::Bool), may("can-offline", Kind::Bool)];
 
 /// Every command that stock `qemu-ga` 10.2 has on Linux. Offered commands come
 /// first, in [`Command`]'s order, so that a command indexes its own row.
@@ -354,17 +377,35 @@ pub static CATALOGUE: [Entry; 43] = [
     Entry::offered(Command::GetFsinfo, "guest-get-fsinfo", "tell of filesystems and their disks")
         .tells(&[Fact::Filesystems]),
     Entry::offered(Command::GetDisks, "guest-get-disks", "tell of disks and partitions").tells(&[Fact::Disks]),
+    Entry::offered(Command::Fstrim, "guest-fstrim", "tell disks which blocks are free")
+        .rate(Rate::Acts)
+        .args(&[may("minimum", Kind::Int)])
+        .acts(&[Act::Trim]),
+    Entry::offered(Command::SuspendDisk, "guest-suspend-disk", "sleep, memory on disk")
+        .rate(Rate::Acts)
+        .silent()
+        .acts(&[Act::Suspend]),
+    Entry::offered(Command::SuspendRam, "guest-suspend-ram", "sleep, memory powered")
+        .rate(Rate::Acts)
+        .silent()
+        .acts(&[Act::Suspend]),
+    Entry::offered(Command::SuspendHybrid, "guest-suspend-hybrid", "sleep, memory powered and on disk")
+        .rate(Rate::Acts)
+        .silent()
+        .acts(&[Act::Suspend]),
+    Entry::offered(Command::SetVcpus, "guest-set-vcpus", "switch processors on and off")
+        .rate(Rate::Acts)
+        .args(&[must("vcpus", Kind::List(VCPU))])
+        .acts(&[Act::SetVcpus]),
+    Entry::offered(Command::SetMemoryBlocks, "guest-set-memory-blocks", "switch memory blocks on and off")
+        .rate(Rate::Acts)
+        .args(&[must("mem-blks", Kind::List(MEMORY_BLOCK))])
+        .acts(&[Act::SetMemoryBlocks]),
     Entry::by_design(
         "guest-set-time",
         "who sets the clock says which certificates hold and when records were made; kvm-clock, ptp_kvm or NTP keep it",
     ),
-    Entry::not_offered("guest-fstrim"),
-    Entry::not_offered("guest-suspend-disk").silent(),
-    Entry::not_offered("guest-suspend-ram").silent(),
-    Entry::not_offered("guest-suspend-hybrid").silent(),
-    Entry::not_offered("guest-set-vcpus"),
     Entry::by_design("guest-set-user-password", "who sets a password can log in as its user, past every rule on files"),
-    Entry::not_offered("guest-set-memory-blocks"),
     Entry::by_design("guest-exec-status", "there is nothing to ask after: guest-exec is not offered"),
     Entry::by_design("guest-exec", "a program of the host's choice is past every rule on files and commands"),
     Entry::by_design(

@@ -4,7 +4,8 @@
 //! and the spawner are told ([`OpenerOrder`], [`SpawnerOrder`]) and report.
 //! A worker waits for the answer to each ask that has one before it asks
 //! again; the notes [`Answer::FreezeDone`], [`Answer::ThawDone`],
-//! [`Answer::Channel`], [`Answer::Frozen`] and [`Answer::Alive`] may come between.
+//! [`Answer::Channel`], [`Answer::Frozen`], [`Answer::Alive`] and those of an act's
+//! end may come between.
 //!
 //! Trust: everything a worker says may be a lie; everything an opener says is
 //! as good as its confinement; broker and spawner are believed.
@@ -29,6 +30,11 @@ pub const MAX_TEXT: usize = 1024;
 /// Most mountpoints in one freeze list; 64 of the longest paths would not fit a
 /// frame, but so many long ones do not exist.
 pub const MAX_MOUNTPOINTS: usize = 256;
+
+/// Most processors, or memory blocks, in one ask: more than the broker holds.
+pub const MAX_SWITCHES: usize = 4096;
+/// Most filesystems in one [`Answer::Trimmed`]; of more there are several.
+pub const MAX_TRIMMED: usize = 256;
 
 /// A path as it stands in frames.
 pub type WirePath = Bytes<MAX_PATH>;
@@ -132,6 +138,44 @@ choice! {
 }
 
 choice! {
+    /// How the guest is to sleep.
+    pub enum SuspendMode {
+        /// Memory on disk, power off.
+        Disk,
+        /// Memory powered.
+        Ram,
+        /// Memory powered, and on disk for when power fails.
+        Hybrid,
+    }
+}
+
+impl SuspendMode {
+    /// The command that asks for it.
+    #[must_use]
+    pub const fn command(self) -> Command {
+        match self {
+            Self::Disk => Command::SuspendDisk,
+            Self::Ram => Command::SuspendRam,
+            Self::Hybrid => Command::SuspendHybrid,
+        }
+    }
+}
+
+choice! {
+    /// What became of a memory block, in stock's words.
+    pub enum BlockResponse {
+        /// It is as asked for.
+        Success,
+        /// There is none with this number.
+        NotFound,
+        /// It cannot be switched.
+        NotSupported,
+        /// The kernel refused.
+        Failed,
+    }
+}
+
+choice! {
     /// Why the worker refused a known command by itself.
     pub enum Denial {
         /// The policy does not allow it.
@@ -231,6 +275,50 @@ record! {
         pub written: u64,
         /// Calls of read, write and seek.
         pub calls: u64,
+    }
+}
+
+record! {
+    /// A processor or a memory block, and what it is to be.
+    pub struct Switch {
+        /// Its number; of a processor the bits of the host's signed one.
+        pub number: u64,
+        /// On, or off.
+        pub online: bool,
+    }
+}
+
+record! {
+    /// What became of one filesystem of a trim.
+    pub struct Trimmed {
+        /// Where it is mounted.
+        pub path: WirePath,
+        /// What the kernel says, or else what hosts are told.
+        pub done: Option<TrimmedBytes>,
+        /// Why it was not trimmed; empty if it was.
+        pub error: Text,
+    }
+}
+
+record! {
+    /// What the kernel says of a trim.
+    pub struct TrimmedBytes {
+        /// Bytes that were told to the disk.
+        pub trimmed: u64,
+        /// The shortest range of bytes that was told, as the kernel rounded it.
+        pub minimum: u64,
+    }
+}
+
+record! {
+    /// What became of one memory block.
+    pub struct BlockSet {
+        /// Its number.
+        pub number: u64,
+        /// In stock's words.
+        pub response: BlockResponse,
+        /// The kernel's error number.
+        pub errno: Option<i32>,
     }
 }
 
@@ -348,6 +436,16 @@ frames! {
         17 Limited { commands: List<Count, 64> },
         /// Tell of the guest. Answer: `Gathered`, `Kept` or `NotTold`.
         18 Fact { fact: Fact },
+        /// Trim all local filesystems, of ranges of at least so many bytes. This
+        /// and the next three: answer `Begun` or `Refused`; after the first, notes
+        /// with what came of it, and `ActDone` or `ActFailed` last.
+        30 Trim { minimum: u64 },
+        /// Put the guest to sleep.
+        31 Suspend { mode: SuspendMode },
+        /// Switch processors on and off.
+        32 SetVcpus { vcpus: List<Switch, MAX_SWITCHES> },
+        /// Switch memory blocks on and off.
+        33 SetMemoryBlocks { blocks: List<Switch, MAX_SWITCHES> },
     }
 }
 
@@ -413,6 +511,14 @@ frames! {
         21 Network {} + fd,
         /// Nothing can be told: error number.
         22 NotTold { errno: i32 },
+        /// What a trim has come to, or part of it. Note.
+        30 Trimmed { filesystems: List<Trimmed, MAX_TRIMMED> },
+        /// What became of the memory blocks. Note.
+        31 BlocksSet { blocks: List<BlockSet, MAX_SWITCHES> },
+        /// An act has ended: how many it was done to. Note.
+        32 ActDone { count: u64 },
+        /// An act has failed. Note.
+        33 ActFailed { why: Text },
     }
 }
 

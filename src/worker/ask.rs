@@ -13,7 +13,8 @@ use postern_core::catalogue::facts::Fact;
 use postern_core::confine::filters;
 use postern_core::ipc::{Bytes, List, MAX_FRAME, Pipe, ReceiveError, Received};
 use postern_core::messages::{
-    Answer, Ask, ChannelKind, Count, Denial, FreezeState, MAX_MOUNTPOINTS, Standing, Text, Use, WirePath,
+    Answer, Ask, BlockSet, ChannelKind, Count, Denial, FreezeState, MAX_MOUNTPOINTS, Standing, SuspendMode, Switch,
+    Text, Trimmed, Use, WirePath,
 };
 use postern_core::policy::ShutdownMode;
 use postern_core::policy::parts::WorkerPart;
@@ -78,6 +79,12 @@ pub(crate) enum Note {
     FreezeDone(Result<u64, String>),
     /// A thaw has ended.
     ThawDone(Result<u64, String>),
+    /// What a trim has come to, or part of it.
+    Trimmed(Vec<Trimmed>),
+    /// What became of memory blocks.
+    BlocksSet(Vec<BlockSet>),
+    /// Another act has ended, or a trim with this: what it was done to.
+    ActDone(Result<u64, String>),
     /// Only frozen-safe commands, or all again.
     Frozen(bool),
     /// Count, then end.
@@ -174,6 +181,30 @@ impl Broker {
     /// Begins a thaw; [`Note::ThawDone`] follows if it is not refused.
     pub(crate) fn thaw(&mut self) -> Result<Result<(), String>, BrokerLost> {
         self.begin(&Ask::Thaw {})
+    }
+
+    /// Begins a trim. This and the next three: [`Note::ActDone`] follows if it is
+    /// not refused.
+    pub(crate) fn trim(&mut self, minimum: u64) -> Result<Result<(), String>, BrokerLost> {
+        self.begin(&Ask::Trim { minimum })
+    }
+
+    pub(crate) fn suspend(&mut self, mode: SuspendMode) -> Result<Result<(), String>, BrokerLost> {
+        self.begin(&Ask::Suspend { mode })
+    }
+
+    pub(crate) fn set_vcpus(&mut self, vcpus: Vec<Switch>) -> Result<Result<(), String>, BrokerLost> {
+        match List::new(vcpus) {
+            Some(vcpus) => self.begin(&Ask::SetVcpus { vcpus }),
+            None => Ok(Err("too many processors in one list".to_owned())),
+        }
+    }
+
+    pub(crate) fn set_memory_blocks(&mut self, blocks: Vec<Switch>) -> Result<Result<(), String>, BrokerLost> {
+        match List::new(blocks) {
+            Some(blocks) => self.begin(&Ask::SetMemoryBlocks { blocks }),
+            None => Ok(Err("too many memory blocks in one list".to_owned())),
+        }
     }
 
     pub(crate) fn status(&mut self) -> Result<FreezeState, BrokerLost> {
@@ -335,6 +366,10 @@ fn note(received: Received<Answer>) -> Result<Note, Box<Received<Answer>>> {
         (Answer::FreezeFailed { why }, None) => Note::FreezeDone(Err(why.to_text())),
         (Answer::ThawDone { count }, None) => Note::ThawDone(Ok(count)),
         (Answer::ThawFailed { why }, None) => Note::ThawDone(Err(why.to_text())),
+        (Answer::Trimmed { filesystems }, None) => Note::Trimmed(filesystems.as_slice().to_vec()),
+        (Answer::BlocksSet { blocks }, None) => Note::BlocksSet(blocks.as_slice().to_vec()),
+        (Answer::ActDone { count }, None) => Note::ActDone(Ok(count)),
+        (Answer::ActFailed { why }, None) => Note::ActDone(Err(why.to_text())),
         (Answer::Frozen { frozen }, None) => Note::Frozen(frozen),
         (Answer::End {}, None) => Note::End,
         (Answer::Retire {}, None) => Note::Retire,

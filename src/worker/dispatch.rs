@@ -10,6 +10,7 @@
 //!
 //! Trust: requests are in type, not in range; see [`super::qga`].
 
+mod acts;
 mod tell;
 mod transfer;
 
@@ -22,6 +23,8 @@ use postern_core::catalogue::{Audit, Command, CommandSet, Rate, lookup};
 use postern_core::messages::{Denial, FreezeState, MAX_PATH, WirePath};
 use postern_core::policy::parts::WorkerPart;
 use postern_core::rate::{Rates, too_many};
+
+use acts::Acting;
 
 use super::ask::{Broker, BrokerLost, NotOpened, Note};
 use super::channel::{Channel, HostGone};
@@ -76,7 +79,8 @@ pub(crate) struct Session {
     frozen: bool,
     freeze: Option<Running>,
     thaw: Option<Running>,
-    /// Requests that wait for the end of a thaw.
+    acting: Option<Acting>,
+    /// Requests that wait for the end of a thaw, or of another act.
     waiting: VecDeque<Vec<u8>>,
     counts: [u64; 64],
     counted: u64,
@@ -97,6 +101,7 @@ impl Session {
             frozen,
             freeze: None,
             thaw: None,
+            acting: None,
             waiting: VecDeque::new(),
             counts: [0; 64],
             counted: 0,
@@ -116,11 +121,13 @@ impl Session {
         !self.waiting.is_empty()
             || matches!(self.freeze, Some(Running::Owed(_)))
             || matches!(self.thaw, Some(Running::Owed(_)))
+            || matches!(self.acting, Some(Acting { running: Running::Owed(_), .. }))
     }
 
     /// Nobody waits any more for what was asked for.
     fn forget(&mut self) -> Result<(), BrokerLost> {
-        for running in [&mut self.freeze, &mut self.thaw].into_iter().flatten() {
+        let act = self.acting.as_mut().map(|acting| &mut acting.running);
+        for running in [self.freeze.as_mut(), self.thaw.as_mut(), act].into_iter().flatten() {
             *running = Running::Forgotten;
         }
         for message in std::mem::take(&mut self.waiting) {
@@ -160,15 +167,29 @@ impl Session {
                 self.frozen = outcome.is_err();
                 let running = self.thaw.take();
                 self.tell_end(running, outcome, channel)?;
-                // One of them may be another thaw, for which the rest waits again.
-                for message in std::mem::take(&mut self.waiting) {
-                    let Some(channel) = channel else { break };
-                    self.answer(Ok(&message), channel)?;
-                }
+                self.answer_waiting(channel)
+            }
+            Note::Trimmed(more) => {
+                self.trimmed(more);
                 Ok(())
             }
+            Note::BlocksSet(more) => {
+                self.blocks_set(more);
+                Ok(())
+            }
+            Note::ActDone(outcome) => self.act_done(outcome, channel),
             Note::Channel(..) | Note::End | Note::Retire => Ok(()),
         }
+    }
+
+    /// Answers what waited. One of them may be another thaw or act, for which the
+    /// rest waits again.
+    fn answer_waiting(&mut self, channel: Option<&Channel>) -> Result<(), Stop> {
+        for message in std::mem::take(&mut self.waiting) {
+            let Some(channel) = channel else { break };
+            self.answer(Ok(&message), channel)?;
+        }
+        Ok(())
     }
 
     fn tell_end(
@@ -211,10 +232,13 @@ impl Session {
         self.fail(channel, &error, &incoming.id)
     }
 
-    /// Whether a request waits for the end of the thaw that runs: one that is not
+    /// Whether a request waits for the end of the act that runs, or of the thaw: one that is not
     /// safe before, a second thaw, and, so that they are answered in order, errors
     /// behind those.
     fn must_wait(&self, request: &Result<Request<'_>, QgaError>) -> bool {
+        if self.waits_for_act(request) {
+            return true;
+        }
         // A freeze that is being ended by the thaw refuses what a freeze refuses.
         if self.freeze.is_some() {
             return false;
@@ -327,6 +351,10 @@ impl Session {
                 }
                 Err(why) => self.fail(channel, &QgaError::Told(why), &id),
             },
+            Request::Fstrim { minimum } => self.trim(minimum, id, channel),
+            Request::Suspend { mode } => self.suspend(mode, id, channel),
+            Request::SetVcpus { vcpus } => self.set_vcpus(vcpus, id, channel),
+            Request::SetMemoryBlocks { blocks } => self.set_memory_blocks(blocks, id, channel),
             Request::Shutdown { mode } => match self.broker.shut_down(mode)? {
                 Ok(()) => Ok(()),
                 Err(why) => self.fail(channel, &QgaError::Told(why), &id),

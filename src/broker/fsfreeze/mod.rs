@@ -12,7 +12,7 @@
 mod engine;
 mod handles;
 pub mod mounts;
-mod open;
+pub(crate) mod open;
 pub mod remember;
 mod stacking;
 mod state;
@@ -235,7 +235,7 @@ impl Failure {
 }
 
 /// The C library's text, which clients match; nix's own differs in places.
-fn text(errno: Errno) -> String {
+pub(crate) fn text(errno: Errno) -> String {
     let text = std::io::Error::from(errno).to_string();
     match text.find(" (os error ") {
         Some(end) => text[..end].to_owned(),
@@ -244,7 +244,7 @@ fn text(errno: Errno) -> String {
 }
 
 /// The errno of an I/O error; `EIO` for one that the system did not give.
-fn errno(error: &std::io::Error) -> Errno {
+pub(crate) fn errno(error: &std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 

@@ -6,7 +6,7 @@
 //!
 //! Trust: a path in the table may lead elsewhere by the time it is opened, or be
 //! covered by another mount. So the opened descriptor is asked which mount it is
-//! on. Called by the engine's threads; opening may block (a dead network
+//! on. Called by the engine's threads and a trim's; opening may block (a dead network
 //! filesystem in the path).
 
 use std::fs::File;
@@ -63,21 +63,21 @@ impl MountTable {
         mountinfo::parse(&text[..filled]).map_err(|_| Errno::EBADMSG.into())
     }
 
-    pub(super) fn read_or_fail(&self) -> Result<Vec<Mount>, Failure> {
+    pub(crate) fn read_or_fail(&self) -> Result<Vec<Mount>, Failure> {
         self.read().map_err(|error| Failure::Table { errno: errno(&error) })
     }
 }
 
 /// A filesystem that was reached.
 #[derive(Debug)]
-pub(super) struct Reached {
-    pub(super) dir: OwnedFd,
-    pub(super) filesystem: Filesystem,
+pub(crate) struct Reached {
+    pub(crate) dir: OwnedFd,
+    pub(crate) filesystem: Filesystem,
 }
 
 /// Opens the first of these mountpoints that really is on its mount. `None`: all
 /// are covered by other mounts.
-pub(super) fn reach(device: Device, candidates: &[Candidate]) -> Result<Option<Reached>, Failure> {
+pub(crate) fn reach(device: Device, candidates: &[Candidate]) -> Result<Option<Reached>, Failure> {
     let mut failure = None;
     for Candidate { id, mountpoint } in candidates {
         let opened = open(mountpoint, OPEN_DIRECTORY, Mode::empty()).and_then(|dir| Ok((mount_id(dir.as_fd())?, dir)));

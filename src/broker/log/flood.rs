@@ -46,6 +46,7 @@ pub(super) enum Kind {
     Command,
     /// An open that was refused.
     Open,
+    /// A shutdown or another act that was refused.
     Shutdown,
     /// A thaw where nothing was frozen.
     Thaw,
@@ -68,6 +69,8 @@ pub(super) enum Fruitless {
     Open,
     /// A freeze that froze nothing, or failed.
     Freeze,
+    /// Any other act, whatever came of it: none is sensible twice a second.
+    Act,
 }
 
 /// The buckets, and what found no room in them.
@@ -75,7 +78,7 @@ pub(super) enum Fruitless {
 pub(super) struct Flood {
     own: [Bucket; Kind::Repeated as usize + 1],
     shared: Bucket,
-    fruitless: [Bucket; 2],
+    fruitless: [Bucket; 3],
     counts: BTreeMap<&'static str, u64>,
     since: Option<Timestamp>,
     until: Option<Timestamp>,
@@ -140,7 +143,7 @@ pub(super) fn repeatable(record: &Record) -> Option<Kind> {
     Some(match record {
         Record::CommandRefused { .. } => Kind::Command,
         Record::OpenRefused { .. } => Kind::Open,
-        Record::ShutdownRefused { .. } => Kind::Shutdown,
+        Record::ShutdownRefused { .. } | Record::ActRefused { .. } => Kind::Shutdown,
         Record::Counted { .. } => Kind::Counted,
         Record::Limited { .. } => Kind::Limited,
         Record::FactTold { fact, errno, .. } if fact.is_gathered() || errno.is_some() => Kind::Fact,
@@ -160,6 +163,7 @@ pub(super) const fn announces(record: &Record) -> Option<Fruitless> {
     match record {
         Record::OpenAsked { .. } => Some(Fruitless::Open),
         Record::FreezeAsked { .. } => Some(Fruitless::Freeze),
+        Record::ActAsked { .. } => Some(Fruitless::Act),
         _ => None,
     }
 }

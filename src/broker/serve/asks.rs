@@ -12,7 +12,7 @@ use postern_core::ipc::{ReceiveError, Received};
 use postern_core::messages::{Answer, Ask, FreezeState, Role, Text};
 use postern_core::policy::ShutdownMode;
 
-use super::{Broker, text};
+use super::{Broker, acts, text};
 use crate::decide::{Decision, State, decide};
 use crate::fsfreeze::{Status, Why};
 use crate::launch::Fatal;
@@ -55,6 +55,7 @@ impl Broker {
             files: self.files.len(),
             opening: self.opening.is_some() || self.telling.is_some(),
             privileged: self.parts.privileged,
+            acting: self.acting.is_some(),
             stopping: self.stopping.is_some(),
         };
         match decide(state, &received.message, &self.parts.policy) {
@@ -135,7 +136,11 @@ impl Broker {
             | Ask::Thaw {}
             | Ask::Status {}
             | Ask::Fact { .. }
-            | Ask::Shutdown { .. } => {}
+            | Ask::Shutdown { .. }
+            | Ask::Trim { .. }
+            | Ask::Suspend { .. }
+            | Ask::SetVcpus { .. }
+            | Ask::SetMemoryBlocks { .. } => {}
         }
         Ok(())
     }
@@ -167,11 +172,14 @@ impl Broker {
             (Decision::Fact(fact), _) => self.act_fact(fact),
             (Decision::RefuseFact(errno), _) => self.answer(&Answer::NotTold { errno: errno as i32 }, None),
             (Decision::Shutdown(mode), _) => self.act_shutdown(mode),
+            (Decision::Act(command), ask) => self.begin_act(command, ask),
             (Decision::Refuse(why), ask) => {
+                let (child, reason) = (self.worker_number(), text(why.as_bytes()));
                 if let Ask::Shutdown { mode } = ask {
                     let mode = text(mode.name().as_bytes());
-                    let (child, reason) = (self.worker_number(), text(why.as_bytes()));
                     self.note(&Record::ShutdownRefused { child, mode, reason });
+                } else if let Some(command) = acts::command(&ask) {
+                    self.note(&Record::ActRefused { child, command, reason });
                 }
                 self.refuse(why);
             }

@@ -37,6 +37,7 @@ pub(super) struct Awake {
     pub(super) signals: bool,
     pub(super) spawner: bool,
     pub(super) engine: bool,
+    pub(super) acts: bool,
     pub(super) opener: bool,
     pub(super) worker: bool,
     pub(super) host: bool,
@@ -71,6 +72,7 @@ impl Broker {
             self.parts.host.port().filter(|port| port.is_gone()).map(|port| (port.news(), read)),
             self.reload.opener().map(|opener| (opener.pipe.as_fd(), opener.awaited())),
             self.reload.worker().map(|worker| (worker.pipe.as_fd(), worker.awaited())),
+            self.parts.acts.as_ref().map(|acts| (acts.event_fd(), read)),
         ];
         let heads = self.parts.heads.awaited().map(|way| (way, PollFlags::POLLOUT));
         let mut watched: Vec<PollFd<'_>> =
@@ -98,6 +100,7 @@ impl Broker {
             news: next(sources[7].is_some()),
             tried_opener: next(sources[8].is_some()),
             tried_worker: next(sources[9].is_some()),
+            acts: next(sources[10].is_some()),
             heads: ready.any(|ready| ready),
         })
     }

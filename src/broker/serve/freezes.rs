@@ -24,7 +24,8 @@ impl Broker {
         let child = self.worker_number();
         let asked = Record::FreezeAsked { child, command, mounts: named };
         if !self.parts.log.bears(&asked) {
-            return self.refuse_fruitless(command);
+            let why = "too many freezes froze nothing: the audit log takes about one in a second";
+            return self.refuse_fruitless(command, why);
         }
         if !self.record_first(&asked) {
             return self.refuse("the audit log takes no records");

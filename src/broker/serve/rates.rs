@@ -1,4 +1,5 @@
-//! How often a worker may ask for what the broker does: opens, freezes, shutdowns.
+//! How often a worker may ask for what the broker does: opens, freezes, shutdowns
+//! and other acts.
 //! The worker's own limits are no bound for a worker that fell.
 //!
 //! Trust: asks are the worker's; the numbers are the policy's. A thaw and the
@@ -11,16 +12,16 @@ use postern_core::catalogue::Command;
 use postern_core::messages::Ask;
 use postern_core::rate::too_many;
 
-use super::Broker;
+use super::{Broker, acts};
 
 /// The command that an ask is for, of those that are limited here.
-const fn limited(ask: &Ask) -> Option<Command> {
+fn limited(ask: &Ask) -> Option<Command> {
     match ask {
         Ask::Open { .. } => Some(Command::FileOpen),
         Ask::Freeze { only: None } => Some(Command::FsfreezeFreeze),
         Ask::Freeze { only: Some(_) } => Some(Command::FsfreezeFreezeList),
         Ask::Shutdown { .. } => Some(Command::Shutdown),
-        _ => None,
+        _ => acts::command(ask),
     }
 }
 
@@ -40,14 +41,14 @@ impl Broker {
         Some(too_many(command, limit))
     }
 
-    /// Refuses a freeze because too many froze nothing.
-    pub(super) fn refuse_fruitless(&mut self, command: Command) {
+    /// Refuses a freeze because too many froze nothing, or another act.
+    pub(super) fn refuse_fruitless(&mut self, command: Command, why: &str) {
         let now = Instant::now();
         self.rates.refuse(command);
         if let Some(counts) = self.rates.due(now) {
             self.note(&Record::Limited { child: self.worker_number(), counts });
         }
-        self.refuse("too many freezes froze nothing: the audit log takes about one in a second");
+        self.refuse(why);
     }
 
     /// What a freeze put into the log counts against the next, if it froze nothing.

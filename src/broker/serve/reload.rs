@@ -48,14 +48,17 @@ impl Broker {
         }
     }
 
-    /// Whether an attempt may begin. Not while a freeze or thaw is under way, of
+    /// Whether an attempt may begin. Not while a freeze, a thaw or another act is under way, of
     /// which nobody knows yet how it ends: a worker is owed its end.
     pub(super) fn may_reload(&self) -> bool {
         self.told != Status::Starting && self.stopping.is_none() && !self.is_freezing()
     }
 
     fn is_freezing(&self) -> bool {
-        self.freezing.is_some() || self.owes_thaw || self.status() == crate::fsfreeze::Status::Freezing
+        self.freezing.is_some()
+            || self.owes_thaw
+            || self.acting.is_some()
+            || self.status() == crate::fsfreeze::Status::Freezing
     }
 
     /// Goes on with a reload; called by the loop, once each time round.

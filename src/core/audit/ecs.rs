@@ -5,9 +5,9 @@
 //! through [`text`] and the escaping writer behind it.
 
 use super::fields::{
-    FAILED, LEFT, MISSING, MOUNTS, closing, log_opened, moment, put_after, put_asked, put_child, put_counts, put_errno,
-    put_file, put_left_out, put_lost, put_mounts, put_peer, put_process, put_refused_policy, put_reloaded,
-    put_shutdown, put_stands, reason, refusal, refused_by, text, thaw_cause, time,
+    FAILED, LEFT, MISSING, MOUNTS, closing, log_opened, moment, put_after, put_asked, put_asked_act, put_child,
+    put_counts, put_errno, put_file, put_left_out, put_lost, put_mounts, put_outcome, put_peer, put_process,
+    put_refused_policy, put_reloaded, put_shutdown, put_stands, reason, refusal, refused_by, text, thaw_cause, time,
 };
 use super::json::{Fields, Value, members};
 use super::mounts::Mounts;
@@ -130,6 +130,11 @@ fn head(record: &Record) -> Head {
         Record::ShutdownAsked { .. } => row(SHUTDOWN, &["host"], &["end"], "unknown", Some("asked")),
         Record::ShutdownRefused { .. } => row(SHUTDOWN, &["api", "host"], &["end", "denied"], "failure", Some("refused")),
         Record::ShutdownFailed { .. } => row(SHUTDOWN, &["host"], &["end"], "failure", Some("failed")),
+        Record::ActAsked { command, .. } => row(command.name(), &["host"], &["change"], "unknown", Some("asked")),
+        Record::ActRefused { command, .. } =>
+            row(command.name(), &["api", "host"], &["change", "denied"], "failure", Some("refused")),
+        Record::ActDone { command, .. } => row(command.name(), &["host"], &["change"], "success", Some("done")),
+        Record::ActFailed { command, .. } => row(command.name(), &["host"], &["change"], "failure", Some("failed")),
         Record::ProcessStarted { .. } => row("process-started", &["process"], &["start"], "success", None),
         Record::ProcessDied { .. } => row("process-died", &["process"], &["end"], "failure", None),
         Record::MalformedFrame { .. } =>
@@ -272,6 +277,23 @@ fn details(record: &Record, out: &mut Fields) {
         Record::ShutdownFailed { mode, method, errno } => {
             put_shutdown(out, mode.name(), *method);
             put_errno(out, Some(*errno));
+        }
+        Record::ActAsked { child, asked, .. } => {
+            put_child(out, *child);
+            put_asked_act(out, asked);
+        }
+        Record::ActRefused { child, reason, .. } => {
+            put_child(out, *child);
+            text(out, "event.reason", "postern.reason_bytes", reason);
+        }
+        Record::ActDone { child, outcome, .. } => {
+            put_child(out, *child);
+            put_outcome(out, outcome);
+        }
+        Record::ActFailed { child, reason, errno, .. } => {
+            put_child(out, *child);
+            text(out, "event.reason", "postern.reason_bytes", reason);
+            put_errno(out, *errno);
         }
         Record::ProcessStarted { role, child, pid, uid, stands } => {
             put_process(out, *role, *child);

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use super::json::{Fields, Value, hex};
 use super::mounts::Mounts;
 use super::run::{Confinement, Opening, Reloaded, Run};
-use super::terms::{After, Closing, Lost, Peer, Role, Stands, ThawCause};
+use super::terms::{After, Asked, Closing, Lost, Outcome, Peer, Role, Stands, ThawCause};
 use super::text::Text;
 use crate::catalogue::{Command, CommandSet};
 use crate::messages::{Barrier, Denial, Facts};
@@ -199,6 +199,37 @@ pub(super) fn put_shutdown(out: &mut Fields, mode: &'static str, method: Shutdow
     };
     out.push(("postern.shutdown.mode", Value::Str(mode.into())));
     out.push(("postern.shutdown.method", Value::Str(method.into())));
+}
+
+pub(super) fn put_asked_act(out: &mut Fields, asked: &Asked) {
+    match asked {
+        Asked::Trim { minimum } => out.push(("postern.minimum", Value::Number(*minimum))),
+        Asked::Suspend => {}
+        Asked::Switch { on, off } => {
+            for (name, list) in [("postern.on", on), ("postern.off", off)] {
+                if list.bytes().is_empty() {
+                    continue;
+                }
+                // Digits, commas and hyphens: nothing of it is lost.
+                out.push((name, Value::Str(String::from_utf8_lossy(list.bytes()).into_owned().into())));
+                if list.is_cut() {
+                    out.push(("postern.cut", Value::Bool(true)));
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn put_outcome(out: &mut Fields, outcome: &Outcome) {
+    out.push(("postern.count", Value::Number(outcome.count)));
+    put_mounts(out, MOUNTS, &outcome.mounts);
+    if let Some(trimmed) = outcome.trimmed {
+        out.push(("postern.trimmed", Value::Number(trimmed)));
+    }
+    put_mounts(out, FAILED, &outcome.failed);
+    if outcome.left > 0 {
+        out.push(("postern.not_switched", Value::Number(outcome.left)));
+    }
 }
 
 pub(super) fn put_errno(out: &mut Fields, errno: Option<Errno>) {

@@ -28,5 +28,5 @@ pub use ecs::{Body, ECS_VERSION};
 pub use mounts::Mounts;
 pub use record::Record;
 pub use run::{Confinement, Opening, Reloaded, Run};
-pub use terms::{After, Closing, End, Lost, Peer, Role, Stands, ThawCause};
+pub use terms::{After, Asked, Closing, End, Lost, Outcome, Peer, Role, Stands, ThawCause};
 pub use text::{TEXT_MAX, Text};

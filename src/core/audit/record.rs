@@ -218,6 +218,45 @@ pub enum Record {
         /// The kernel's error.
         errno: Errno,
     },
+    /// The broker is about to begin an act that may take long: a trim, a sleep,
+    /// switching processors or memory blocks.
+    ActAsked {
+        /// The broker's number of the worker that asked.
+        child: u32,
+        /// Which command.
+        command: Command,
+        /// What is asked for.
+        asked: Asked,
+    },
+    /// Such an act was refused.
+    ActRefused {
+        /// The broker's number of the worker that asked.
+        child: u32,
+        /// Which command.
+        command: Command,
+        /// Why, in one line.
+        reason: Text,
+    },
+    /// Such an act has ended.
+    ActDone {
+        /// The broker's number of the worker that asked.
+        child: u32,
+        /// Which command.
+        command: Command,
+        /// What came of it.
+        outcome: Outcome,
+    },
+    /// Such an act failed.
+    ActFailed {
+        /// The broker's number of the worker that asked.
+        child: u32,
+        /// Which command.
+        command: Command,
+        /// Why, in one line.
+        reason: Text,
+        /// The kernel's error.
+        errno: Option<Errno>,
+    },
     /// A process of postern started and is confined.
     ProcessStarted {
         /// Which.

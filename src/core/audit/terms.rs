@@ -113,6 +113,41 @@ pub enum End {
     Unknown,
 }
 
+/// What an act was asked to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// To trim ranges of at least so many bytes.
+    Trim {
+        /// As the host wrote it, as a number without sign.
+        minimum: u64,
+    },
+    /// To put the guest to sleep; how, the command says.
+    Suspend,
+    /// To switch processors or memory blocks.
+    Switch {
+        /// Those that are to be on, as [`Text::ranges`] writes them.
+        on: Text,
+        /// Those that are to be off.
+        off: Text,
+    },
+}
+
+/// What came of an act.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Filesystems, processors or memory blocks that it was done to; 1 for a sleep.
+    pub count: u64,
+    /// Where, of a trim.
+    pub mounts: Mounts,
+    /// Bytes that disks were told of, of a trim.
+    pub trimmed: Option<u64>,
+    /// Mountpoints that could not be trimmed.
+    pub failed: Mounts,
+    /// Memory blocks that could not be switched, or after the first processor that
+    /// could not, how many were left as they were.
+    pub left: u64,
+}
+
 /// Why there are fewer records than events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lost {

@@ -37,6 +37,20 @@ impl Text {
         Self { bytes: head[..keep].to_vec(), cut: true }
     }
 
+    /// Numbers as the kernel lists processors, in order and each once: `0-3,8`.
+    #[must_use]
+    pub fn ranges(numbers: impl IntoIterator<Item = u64>) -> Self {
+        let mut numbers: Vec<u64> = numbers.into_iter().collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let ranges = numbers.chunk_by(|one, next| one.checked_add(1) == Some(*next));
+        let ranges = ranges.filter_map(|range| match (range.first()?, range.last()?) {
+            (first, last) if first == last => Some(first.to_string()),
+            (first, last) => Some(format!("{first}-{last}")),
+        });
+        Self::from(ranges.collect::<Vec<_>>().join(",").as_str())
+    }
+
     /// The bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {

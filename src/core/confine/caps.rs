@@ -27,15 +27,16 @@ impl Asked {
 ///
 /// | act | capability | why |
 /// |---|---|---|
-/// | freeze, thaw | `CAP_SYS_ADMIN` | `FIFREEZE`, `FITHAW` |
-/// | freeze, thaw | `CAP_DAC_READ_SEARCH` | opening mountpoints that are closed to others |
+/// | freeze, thaw, trim | `CAP_SYS_ADMIN` | `FIFREEZE`, `FITHAW`, `FITRIM` |
+/// | freeze, thaw, trim | `CAP_DAC_READ_SEARCH` | opening mountpoints that are closed to others |
 /// | shutdown by a signal to init | `CAP_KILL` | signalling PID 1 |
 /// | shutdown by init's FIFO | none | it is open |
+/// | suspend, processors, memory blocks | none | their files are open |
 /// | shutdown by the kernel | `CAP_SYS_BOOT` | `reboot(2)` |
 #[must_use]
 pub fn broker(policy: &Policy, asked: Asked) -> Vec<Capability> {
     let mut needed = Vec::new();
-    if policy.needs(Act::Freeze) || policy.needs(Act::Thaw) {
+    if [Act::Freeze, Act::Thaw, Act::Trim].into_iter().any(|act| policy.needs(act)) {
         needed.extend([Capability::CAP_DAC_READ_SEARCH, Capability::CAP_SYS_ADMIN]);
     }
     if policy.needs(Act::Shutdown) {

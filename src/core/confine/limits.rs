@@ -1,6 +1,6 @@
 //! Resource limits: what a fallen process can use up.
 
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{ConfineError, call};
 use crate::catalogue::facts::FactSet;
@@ -87,12 +87,27 @@ pub(super) fn spawner() -> Result<(), ConfineError> {
     ])
 }
 
+/// Descriptors of a broker: so many files of a host as the policy can allow, so many
+/// files of sysfs as it ever opens for an act, and its own.
+pub const BROKER_DESCRIPTORS: u64 = 4096;
+
+/// Lets this process, which will be the broker, open as many descriptors as the
+/// broker may have; a service manager leaves it fewer at first.
+///
+/// # Errors
+/// As setrlimit(2).
+pub fn make_room() -> Result<(), ConfineError> {
+    let (now, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(call("getrlimit"))?;
+    let room = most.min(BROKER_DESCRIPTORS).max(now);
+    setrlimit(Resource::RLIMIT_NOFILE, room, most).map_err(call("setrlimit"))
+}
+
 pub(super) fn broker() -> Result<(), ConfineError> {
     set(&[
         (Resource::RLIMIT_CORE, 0),
         (Resource::RLIMIT_MSGQUEUE, 0),
         (Resource::RLIMIT_MEMLOCK, 0),
-        (Resource::RLIMIT_NOFILE, 4096),
+        (Resource::RLIMIT_NOFILE, BROKER_DESCRIPTORS),
         (Resource::RLIMIT_DATA, BROKER_DATA),
     ])
 }

@@ -201,7 +201,7 @@ pub struct BrokerPlan {
     pub log: Option<OwnedFd>,
     /// Directory of the state files, if it ever writes one.
     pub state: Option<OwnedFd>,
-    /// Root directory: every directory beneath may be opened, if it freezes.
+    /// Root directory: every directory beneath may be opened, if it freezes or trims.
     pub root: Option<OwnedFd>,
     /// Directories of the sockets that it may connect to anew.
     pub sockets: Vec<OwnedFd>,

@@ -119,6 +119,13 @@ fn freezes(policy: &Policy) -> bool {
     policy.needs(Act::Freeze) || policy.needs(Act::Thaw)
 }
 
+/// The commands of a policy whose acts take what only a start under it can get: a request
+/// in the filter, descriptors of sysfs, capabilities.
+fn acting(policy: &Policy) -> CommandSet {
+    const ACTS: [Act; 4] = [Act::Trim, Act::Suspend, Act::SetVcpus, Act::SetMemoryBlocks];
+    policy.commands.iter().filter(|command| command.entry().needs.acts.iter().any(|act| ACTS.contains(act))).collect()
+}
+
 /// The new policy shuts down in a way that the broker has no means for.
 fn lacks_shutdown(new: &Policy, held: &Held) -> bool {
     !held.unprivileged && new.needs(Act::Shutdown) && !held.shutdown_fits
@@ -153,7 +160,8 @@ static ROWS: [Row; 33] = [
         let freeze = !held.unprivileged && freezes(new) && !held.freezes;
         let open = new.commands.contains(Command::FileOpen) && !held.opens;
         let tell = new.commands.iter().any(|command| !command.is_plain() && !held.commands.contains(command));
-        open || tell || freeze || (lacks_shutdown(new, held) && !old.commands.contains(Command::Shutdown))
+        let act = !held.unprivileged && acting(new).iter().any(|command| !held.commands.contains(command));
+        open || tell || freeze || act || (lacks_shutdown(new, held) && !old.commands.contains(Command::Shutdown))
     }),
     row(&["facts.interfaces"], |old, new| listed(old, "interfaces", (&old.facts.interfaces, &new.facts.interfaces))),
     row(&["facts.mountpoints"], |old, new| {
@@ -259,6 +267,10 @@ pub fn compare(old: &Policy, new: &Policy, held: &Held) -> Comparison {
         ("opening files", held.opens && !new.commands.contains(Command::FileOpen)),
         ("freezing", held.freezes && !freezes(new)),
         ("shutting down", held.shuts_down && !new.needs(Act::Shutdown)),
+        ("trimming", held.commands.needs_act(Act::Trim) && !new.needs(Act::Trim)),
+        ("suspending", held.commands.needs_act(Act::Suspend) && !new.needs(Act::Suspend)),
+        ("switching processors", held.commands.needs_act(Act::SetVcpus) && !new.needs(Act::SetVcpus)),
+        ("switching memory blocks", held.commands.needs_act(Act::SetMemoryBlocks) && !new.needs(Act::SetMemoryBlocks)),
         ("waiting for the log's disk", held.syncs && new.audit.fsync == Fsync::Never),
         ("rotating the log", held.rotates && new.audit.rotate_bytes.is_none()),
     ];

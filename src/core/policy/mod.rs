@@ -65,7 +65,9 @@ impl Policy {
         match act {
             Act::Shutdown => self.commands.needs_act(act) && !self.shutdown.modes.is_empty(),
             Act::Open => self.commands.needs_act(act) && !self.files.is_empty(),
-            Act::Freeze | Act::Thaw => self.commands.needs_act(act),
+            Act::Freeze | Act::Thaw | Act::Trim | Act::Suspend | Act::SetVcpus | Act::SetMemoryBlocks => {
+                self.commands.needs_act(act)
+            }
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Filesystem controls: freezing and thawing, and which mount a descriptor is on.
+//! Filesystem controls: freezing, thawing and trimming, and which mount a descriptor is on.
 //!
 //! Trust: takes descriptors and numbers, no host input. The broker's, but for
-//! [`mount_id`]: its `fsfreeze` calls them from threads of their own, for they may
-//! block for minutes.
+//! [`mount_id`]: its `fsfreeze` and `acts` call them from threads of their own, for
+//! they may block for minutes.
 
 use std::ffi::c_int;
 use std::mem::MaybeUninit;
@@ -39,6 +39,33 @@ fn control(dir: BorrowedFd<'_>, request: u32) -> nix::Result<()> {
     // SAFETY: the descriptor is open for the length of the call; both requests
     // ignore their argument, so the kernel touches no memory of ours.
     Errno::result(unsafe { libc::ioctl(dir.as_raw_fd(), request.into(), nothing) }).map(drop)
+}
+
+/// `ioctl` number of FITRIM, from `linux/fs.h`: `_IOWR('X', 121, struct fstrim_range)`.
+pub const FITRIM: u32 = 0xc018_5879;
+
+/// `struct fstrim_range` of `linux/fs.h`, in bytes.
+#[repr(C)]
+struct TrimRange {
+    start: u64,
+    length: u64,
+    minimum: u64,
+}
+
+/// Tells the disk below the filesystem that `dir` is on of all its free ranges
+/// of at least `minimum` bytes. Returns how many bytes that were, and the
+/// minimum as the filesystem rounded it. May take minutes; a signal that kills
+/// the process ends it.
+///
+/// # Errors
+/// `EOPNOTSUPP`, `ENOTTY`: not by this filesystem or disk. `EINVAL`: `minimum` is
+/// larger than the filesystem takes.
+pub fn trim(dir: BorrowedFd<'_>, minimum: u64) -> nix::Result<(u64, u64)> {
+    let mut range = TrimRange { start: 0, length: u64::MAX, minimum };
+    // SAFETY: the descriptor is open for the length of the call, and the request
+    // reads and writes one `fstrim_range`, which `range` is, for as long as it lives.
+    Errno::result(unsafe { libc::ioctl(dir.as_raw_fd(), FITRIM.into(), &raw mut range) })?;
+    Ok((range.length, range.minimum))
 }
 
 /// The type bits of a mode.

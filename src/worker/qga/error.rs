@@ -98,7 +98,7 @@ pub enum QgaError {
 
     /// A required argument is not there.
     #[error("Parameter '{0}' is missing")]
-    ArgumentMissing(&'static str),
+    ArgumentMissing(Cow<'static, str>),
     /// An argument of the wrong JSON type.
     #[error("Invalid parameter type for '{name}', expected: {expected}")]
     ArgumentType {
@@ -107,6 +107,9 @@ pub enum QgaError {
         /// The type that it should have.
         expected: &'static str,
     },
+    /// An argument that is no number of 64 bits.
+    #[error("Parameter '{0}' expects uint64")]
+    ArgumentUint(Cow<'static, str>),
     /// An argument that the command does not have.
     #[error("Parameter '{0}' is unexpected")]
     ArgumentUnexpected(String),
@@ -203,11 +206,6 @@ impl QgaError {
     #[must_use]
     pub fn too_many_files(path: &str, mode: &str, most: u32) -> Self {
         Self::TooManyFiles { path: quoted(path), mode: quoted(mode), most }
-    }
-
-    /// An argument of the wrong type.
-    pub(super) const fn wrong_type(name: &'static str, expected: &'static str) -> Self {
-        Self::ArgumentType { name: Cow::Borrowed(name), expected }
     }
 }
 

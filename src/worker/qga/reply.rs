@@ -8,6 +8,7 @@
 use std::io;
 
 use postern_core::catalogue::{CATALOGUE, CommandSet};
+use postern_core::messages::{BlockResponse, BlockSet, Trimmed};
 use serde::Serialize;
 use serde_json::ser::{CharEscape, Formatter, Serializer};
 
@@ -128,6 +129,65 @@ pub struct Sought {
     pub eof: bool,
     /// Bytes from the file's beginning.
     pub position: u64,
+}
+
+/// What `guest-fstrim` returns.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct FilesystemsTrimmed {
+    /// Each filesystem, in the order of the mount table.
+    pub paths: Vec<FilesystemTrimmed>,
+}
+
+/// One filesystem of [`FilesystemsTrimmed`]: what was done, or an error.
+#[derive(Clone, Debug, Serialize)]
+pub struct FilesystemTrimmed {
+    /// Shortest range, in bytes, that the kernel told the disk of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub minimum: Option<u64>,
+    /// Where it is mounted.
+    pub path: String,
+    /// Bytes that the disk was told of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trimmed: Option<u64>,
+    /// Why it was not trimmed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl From<&Trimmed> for FilesystemTrimmed {
+    fn from(one: &Trimmed) -> Self {
+        Self {
+            minimum: one.done.as_ref().map(|done| done.minimum),
+            path: String::from_utf8_lossy(one.path.as_slice()).into_owned(),
+            trimmed: one.done.as_ref().map(|done| done.trimmed),
+            error: one.done.is_none().then(|| one.error.to_text()),
+        }
+    }
+}
+
+/// What `guest-set-memory-blocks` returns of each block.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MemoryBlockSet {
+    /// What became of it.
+    pub response: &'static str,
+    /// The kernel's error number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error_code: Option<i32>,
+    /// Its number.
+    pub phys_index: u64,
+}
+
+impl From<&BlockSet> for MemoryBlockSet {
+    fn from(one: &BlockSet) -> Self {
+        let response = match one.response {
+            BlockResponse::Success => "success",
+            BlockResponse::NotFound => "not-found",
+            BlockResponse::NotSupported => "operation-not-supported",
+            BlockResponse::Failed => "operation-failed",
+        };
+        Self { response, error_code: one.errno, phys_index: one.number }
+    }
 }
 
 /// What `guest-info` returns.

@@ -11,6 +11,7 @@
 use std::borrow::Cow;
 
 use postern_core::catalogue::{Arg, Command, CommandSet, Kind, lookup};
+use postern_core::messages::{SuspendMode, Switch};
 use postern_core::policy::ShutdownMode;
 use postern_core::policy::rules::Mode;
 
@@ -73,6 +74,19 @@ pub enum Request<'a> {
     FsfreezeThaw,
     /// One that tells of the guest, and takes no argument.
     Tell(Command),
+    Fstrim {
+        /// As stock takes it: a number without sign, 0 if the host gave none.
+        minimum: u64,
+    },
+    Suspend {
+        mode: SuspendMode,
+    },
+    SetVcpus {
+        vcpus: Vec<Switch>,
+    },
+    SetMemoryBlocks {
+        blocks: Vec<Switch>,
+    },
 }
 
 /// Where a seek starts from.
@@ -156,21 +170,12 @@ struct Arguments<'a>(Members<'a>);
 
 impl<'a> Arguments<'a> {
     fn check(members: Members<'a>, args: &[Arg]) -> Result<Self, QgaError> {
-        for arg in args {
-            match members.iter().find(|(key, _)| key == arg.name) {
-                Some((_, value)) => check(arg, value)?,
-                None if arg.optional => {}
-                None => return Err(QgaError::ArgumentMissing(arg.name)),
-            }
-        }
-        match members.iter().find(|(key, _)| args.iter().all(|arg| key != arg.name)) {
-            Some((key, _)) => Err(QgaError::ArgumentUnexpected(quoted(key))),
-            None => Ok(Self(members)),
-        }
+        check_members(&members, args, Place::Top)?;
+        Ok(Self(members))
     }
 
     fn int(&mut self, name: &'static str) -> Result<i64, QgaError> {
-        self.int_if(name).ok_or(QgaError::ArgumentMissing(name))
+        self.int_if(name).ok_or(QgaError::ArgumentMissing(name.into()))
     }
 
     fn int_if(&mut self, name: &str) -> Option<i64> {
@@ -181,7 +186,7 @@ impl<'a> Arguments<'a> {
     }
 
     fn text(&mut self, name: &'static str) -> Result<Cow<'a, str>, QgaError> {
-        self.text_if(name).ok_or(QgaError::ArgumentMissing(name))
+        self.text_if(name).ok_or(QgaError::ArgumentMissing(name.into()))
     }
 
     fn text_if(&mut self, name: &str) -> Option<Cow<'a, str>> {
@@ -204,17 +209,73 @@ impl<'a> Arguments<'a> {
             Some(Value::Int(1)) => Ok(Whence::Cur),
             Some(Value::Int(2)) => Ok(Whence::End),
             Some(Value::Int(other)) => Ok(Whence::Other(other)),
-            _ => Err(QgaError::ArgumentMissing(name)),
+            _ => Err(QgaError::ArgumentMissing(name.into())),
+        }
+    }
+
+    /// A list of objects that have been checked: `number` of each, and `online`.
+    fn switches(&mut self, name: &str, number: &str) -> Vec<Switch> {
+        let Some(Value::Array(values)) = take(&mut self.0, name) else { return Vec::new() };
+        let switch = |value| {
+            let Value::Object(mut members) = value else { return None };
+            let number = match take(&mut members, number)? {
+                Value::Int(number) => number.cast_unsigned(),
+                Value::Uint(number) => number,
+                _ => return None,
+            };
+            Some(Switch { number, online: take(&mut members, "online") == Some(Value::Bool(true)) })
+        };
+        values.into_iter().filter_map(switch).collect()
+    }
+}
+
+/// Where an argument stands, for error texts.
+#[derive(Clone, Copy)]
+enum Place {
+    /// In `arguments`.
+    Top,
+    /// In the element of this list that has this number.
+    In(&'static str, usize),
+}
+
+impl Place {
+    fn name(self, name: &'static str) -> Cow<'static, str> {
+        match self {
+            Self::Top => name.into(),
+            Self::In(..) => self.quoted(name).into(),
+        }
+    }
+
+    fn quoted(self, name: &str) -> String {
+        match self {
+            Self::Top => quoted(name),
+            Self::In(list, at) => format!("{list}[{at}].{}", quoted(name)),
         }
     }
 }
 
-fn check(arg: &Arg, value: &Value<'_>) -> Result<(), QgaError> {
+/// Required members there and of the right types, in the row's order; then no
+/// others.
+fn check_members(members: &Members<'_>, args: &[Arg], place: Place) -> Result<(), QgaError> {
+    for arg in args {
+        match members.iter().find(|(key, _)| key == arg.name) {
+            Some((_, value)) => check(arg, value, place)?,
+            None if arg.optional => {}
+            None => return Err(QgaError::ArgumentMissing(place.name(arg.name))),
+        }
+    }
+    match members.iter().find(|(key, _)| args.iter().all(|arg| key != arg.name)) {
+        Some((key, _)) => Err(QgaError::ArgumentUnexpected(place.quoted(key))),
+        None => Ok(()),
+    }
+}
+
+fn check(arg: &Arg, value: &Value<'_>, place: Place) -> Result<(), QgaError> {
     let expected = match (arg.kind, value) {
         (Kind::Int | Kind::Whence, Value::Int(_))
         | (Kind::Str, Value::Str(_))
         | (Kind::Bool, Value::Bool(_))
-        | (Kind::Other, _) => return Ok(()),
+        | (Kind::Uint, Value::Int(_) | Value::Uint(_)) => return Ok(()),
         (Kind::StrList, Value::Array(values)) => {
             return match values.iter().position(|value| !matches!(value, Value::Str(_))) {
                 Some(at) => {
@@ -224,14 +285,21 @@ fn check(arg: &Arg, value: &Value<'_>) -> Result<(), QgaError> {
                 None => Ok(()),
             };
         }
+        (Kind::List(of), Value::Array(values)) => {
+            return values.iter().enumerate().try_for_each(|(at, value)| match value {
+                Value::Object(members) => check_members(members, of, Place::In(arg.name, at)),
+                _ => Err(QgaError::ArgumentType { name: format!("{}[{at}]", arg.name).into(), expected: "object" }),
+            });
+        }
+        (Kind::Uint, _) => return Err(QgaError::ArgumentUint(place.name(arg.name))),
         (Kind::Whence, Value::Str(text)) => return whence_named(arg.name, text).map(|_| ()),
         (Kind::Int, _) | (Kind::Whence, Value::Uint(_) | Value::Float(_)) => "integer",
         (Kind::Str, _) => "string",
         (Kind::Bool, _) => "boolean",
-        (Kind::StrList, _) => "array",
+        (Kind::StrList | Kind::List(_), _) => "array",
         (Kind::Whence, _) => "GuestFileWhence",
     };
-    Err(QgaError::wrong_type(arg.name, expected))
+    Err(QgaError::ArgumentType { name: place.name(arg.name), expected })
 }
 
 fn whence_named(name: &'static str, text: &str) -> Result<Whence, QgaError> {
@@ -292,5 +360,11 @@ fn request(command: Command, mut args: Arguments<'_>) -> Result<Request<'_>, Qga
         | Command::NetworkGetRoute
         | Command::GetFsinfo
         | Command::GetDisks => Request::Tell(command),
+        Command::Fstrim => Request::Fstrim { minimum: args.int_if("minimum").unwrap_or_default().cast_unsigned() },
+        Command::SuspendDisk => Request::Suspend { mode: SuspendMode::Disk },
+        Command::SuspendRam => Request::Suspend { mode: SuspendMode::Ram },
+        Command::SuspendHybrid => Request::Suspend { mode: SuspendMode::Hybrid },
+        Command::SetVcpus => Request::SetVcpus { vcpus: args.switches("vcpus", "logical-id") },
+        Command::SetMemoryBlocks => Request::SetMemoryBlocks { blocks: args.switches("mem-blks", "phys-index") },
     })
 }

@@ -18,6 +18,8 @@ use crate::policy::{Audit, Fsync};
 pub struct BrokerNeeds {
     /// Whether it freezes, thaws.
     pub freeze: bool,
+    /// Whether it trims.
+    pub trim: bool,
     /// Signals that it may send to PID 1.
     pub signals: Vec<i32>,
     /// Commands that it may give `reboot(2)`.
@@ -75,7 +77,7 @@ impl LogNeeds {
 }
 
 /// In words, what the broker's Landlock domain leaves it: whether it lists
-/// directories, in order to freeze, whether it rotates its log, and whether it
+/// directories, in order to freeze or trim, whether it rotates its log, and whether it
 /// writes state files.
 #[must_use]
 pub const fn broker_leaves(lists: bool, rotates: bool, remembers: bool) -> &'static str {
@@ -119,8 +121,14 @@ pub fn broker(needs: &BrokerNeeds) -> Vec<Rule> {
 fn always() -> Vec<Rule> {
     vec![
         permit!(read, "signals, the engine's notes, news of /dev, the policy"),
-        permit!(write, "the log, at its end by how it was opened; stderr; waking the loop"),
-        permit!(pread64, "mountinfo, the log's last record, state files, the kernel's list of drivers"),
+        permit!(
+            write,
+            "the log, at its end by how it was opened; stderr; waking the loop; what the start opened in sysfs for an act"
+        ),
+        permit!(
+            pread64,
+            "mountinfo, the log's last record, state files, the kernel's list of drivers, sysfs where an act needs it"
+        ),
         permit!(recvmsg, "asks and reports"),
         permit!(
             sendto,
@@ -186,12 +194,21 @@ fn meeting(needs: &BrokerNeeds) -> Vec<Rule> {
     rules
 }
 
-/// What freezing and shutting down take.
+/// What freezing, trimming and shutting down take. Suspending and switching
+/// processors and memory take nothing more: they are a write to a descriptor that
+/// the start opened.
 fn acting(needs: &BrokerNeeds) -> Vec<Rule> {
     let mut rules = Vec::new();
     if needs.freeze {
         rules.push(permit!(ioctl, [When::Is(1, crate::sys::fs::FIFREEZE)], "freezing a filesystem"));
         rules.push(permit!(ioctl, [When::Is(1, crate::sys::fs::FITHAW)], "thawing a filesystem"));
+    }
+    if needs.trim {
+        rules.push(permit!(
+            ioctl,
+            [When::Is(1, crate::sys::fs::FITRIM)],
+            "telling a disk what its filesystem does not use"
+        ));
     }
     for &signal in &needs.signals {
         rules.push(permit!(kill, [When::Is(0, 1), When::Is(1, int(signal))], "asking init to shut down"));
