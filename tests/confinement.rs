@@ -55,6 +55,7 @@ fn main() -> ExitCode {
             ("a_spawner_does_its_work_and_nothing_else", a_spawner_does_its_work_and_nothing_else),
             ("a_broker_does_its_work_and_nothing_else", a_broker_does_its_work_and_nothing_else),
             ("a_broker_without_acts_does_even_less", a_broker_without_acts_does_even_less),
+            ("a_broker_that_trims_freezes_nothing", a_broker_that_trims_freezes_nothing),
             ("a_broker_that_rotates_does_little_more", a_broker_that_rotates_does_little_more),
             ("just_outside_each_rule_is_death", generated::just_outside_each_rule_is_death),
             ("inside_each_rule_is_life", generated::inside_each_rule_is_life),
@@ -341,6 +342,12 @@ fn a_broker_does_its_work_and_nothing_else() {
 
 fn a_broker_without_acts_does_even_less() {
     attack_all(&Role::idle_broker(), &[COMMON, BROKER].concat());
+}
+
+fn a_broker_that_trims_freezes_nothing() {
+    // A tmpfs lies on no disk.
+    let trims = [("ioctl FITRIM", With(Errno::ENOTTY))];
+    attack_all(&Role::trimming_broker(), &[COMMON, BROKER, &trims].concat());
 }
 
 fn a_broker_that_rotates_does_little_more() {

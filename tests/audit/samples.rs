@@ -2,8 +2,8 @@
 
 use nix::errno::Errno;
 use postern_core::audit::{
-    After, Closing, Confinement, End, Lost, Mounts, Opening, Peer, Record, Reloaded, Role, Run, Stands, TEXT_MAX, Text,
-    ThawCause, Timestamp,
+    After, Asked, Closing, Confinement, End, Lost, Mounts, Opening, Outcome, Peer, Record, Reloaded, Role, Run, Stands,
+    TEXT_MAX, Text, ThawCause, Timestamp,
 };
 use postern_core::catalogue::Command;
 use postern_core::catalogue::facts::Fact;
@@ -133,6 +133,28 @@ pub(crate) fn all(text: &[u8]) -> Vec<Record> {
         Record::Thawed { cause: ThawCause::Host, child: Some(1), count: 3, mounts: mounts(), failed: mounts() },
         Record::Thawed { cause: ThawCause::Host, child: None, count: 5000, mounts: too_many(), failed: too_many() },
         Record::ShutdownRefused { child: 1, mode: own(), reason: own() },
+        Record::ActAsked { child: 1, command: Command::Fstrim, asked: Asked::Trim { minimum: u64::MAX } },
+        Record::ActAsked { child: 1, command: Command::SuspendRam, asked: Asked::Suspend },
+        Record::ActAsked {
+            child: 1,
+            command: Command::SetVcpus,
+            asked: Asked::Switch { on: Text::ranges([3, 1, 2, 8, u64::MAX]), off: Text::default() },
+        },
+        Record::ActAsked {
+            child: 1,
+            command: Command::SetMemoryBlocks,
+            asked: Asked::Switch { on: Text::default(), off: Text::ranges((0..4096).map(|number| 2 * number)) },
+        },
+        Record::ActRefused { child: 1, command: Command::SuspendDisk, reason: own() },
+        Record::ActDone { child: 1, command: Command::Fstrim, outcome: outcome(mounts(), mounts()) },
+        Record::ActDone { child: 1, command: Command::Fstrim, outcome: outcome(too_many(), too_many()) },
+        Record::ActDone {
+            child: 1,
+            command: Command::SetVcpus,
+            outcome: Outcome { count: 2, trimmed: None, ..outcome(Mounts::default(), Mounts::default()) },
+        },
+        Record::ActFailed { child: 1, command: Command::SetVcpus, reason: own(), errno: Some(Errno::EBUSY) },
+        Record::ActFailed { child: 1, command: Command::SuspendHybrid, reason: own(), errno: None },
         Record::ProcessStarted { role: Role::Worker, child: 1, pid: Some(77), uid: 990, stands: stands(too_many()) },
         Record::ProcessStarted { role: Role::Opener, child: 2, pid: Some(7), uid: 990, stands: stands(mounts()) },
         Record::ProcessStarted {
@@ -209,6 +231,10 @@ pub(crate) fn all(text: &[u8]) -> Vec<Record> {
         records.push(Record::ShutdownFailed { mode, method, errno: Errno::EPERM });
     }
     records
+}
+
+fn outcome(mounts: Mounts, failed: Mounts) -> Outcome {
+    Outcome { count: u64::MAX, mounts, trimmed: Some(u64::MAX), failed, left: 1 }
 }
 
 fn reloaded() -> Reloaded {

@@ -79,6 +79,7 @@ impl Role {
     pub(crate) fn broker() -> Self {
         Self::Broker(BrokerNeeds {
             freeze: true,
+            trim: false,
             signals: vec![libc::SIGUSR1, 38],
             reboots: Vec::new(),
             listens: Some(Listens::Unix),
@@ -98,6 +99,11 @@ impl Role {
     /// A broker on a port, of a policy without freeze and shutdown.
     pub(crate) fn idle_broker() -> Self {
         Self::Broker(BrokerNeeds { log: Some(APPENDS), ..BrokerNeeds::default() })
+    }
+
+    /// One that trims, and freezes nothing.
+    pub(crate) fn trimming_broker() -> Self {
+        Self::Broker(BrokerNeeds { trim: true, log: Some(APPENDS), ..BrokerNeeds::default() })
     }
 
     /// One that rotates its log and waits for the disk.
@@ -125,6 +131,7 @@ impl Role {
         let vsock = BrokerNeeds { listens: Some(Listens::Vsock), log: log(false, true), ..BrokerNeeds::default() };
         let everything = BrokerNeeds {
             freeze: true,
+            trim: true,
             signals: vec![libc::SIGUSR1, 38],
             reboots: vec![libc::LINUX_REBOOT_CMD_POWER_OFF, libc::LINUX_REBOOT_CMD_RESTART],
             listens: Some(Listens::Unix),
@@ -148,6 +155,7 @@ impl Role {
             ("broker, reboots", Self::rebooting_broker()),
             ("broker, vsock, fsync", Self::Broker(vsock)),
             ("broker, rotates", Self::rotating_broker()),
+            ("broker, trims", Self::trimming_broker()),
             ("broker, everything", Self::Broker(everything)),
         ]
     }

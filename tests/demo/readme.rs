@@ -17,13 +17,18 @@ fn readme() -> String {
 }
 
 fn argument(arg: &Arg) -> String {
+    let objects;
     let kind = match arg.kind {
         Kind::Int => "int",
         Kind::Str => "string",
         Kind::Bool => "bool",
         Kind::StrList => "strings",
         Kind::Whence => "whence",
-        Kind::Other => "other",
+        Kind::Uint => "uint",
+        Kind::List(of) => {
+            objects = format!("[{{{}}}]", of.iter().map(argument).collect::<Vec<_>>().join(", "));
+            &objects
+        }
     };
     let shown = format!("{}: {kind}", arg.name);
     if arg.optional { format!("[{shown}]") } else { shown }
@@ -36,6 +41,10 @@ fn needs(entry: &Entry) -> String {
         Act::Freeze => "a freeze",
         Act::Thaw => "a thaw",
         Act::Shutdown => "a shutdown",
+        Act::Trim => "a trim",
+        Act::Suspend => "`/sys/power`",
+        Act::SetVcpus => "processors in sysfs",
+        Act::SetMemoryBlocks => "memory blocks in sysfs",
     });
     let calls = entry.needs.calls.iter().map(|call| match call {
         Call::Read => "`read`",

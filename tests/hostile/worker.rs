@@ -22,7 +22,7 @@ use postern_broker::{Options, Pace, spawner};
 use postern_core::confine;
 use postern_core::confine::filters::{OPEN_NAME, OPEN_PORT};
 use postern_core::ipc::{List, Malformed, Pipe, Wire};
-use postern_core::messages::{Answer, Ask, Role, Standing, Text, Use, WirePath};
+use postern_core::messages::{Answer, Ask, MAX_SWITCHES, Role, Standing, SuspendMode, Switch, Text, Use, WirePath};
 use postern_core::policy::ShutdownMode;
 use postern_core::policy::rules::Mode;
 use postern_core::policy::written::{self, World};
@@ -173,12 +173,21 @@ const SCRIPTS: &[Script] = &[
     script("a freeze", true, |_| raw(&frame(&Ask::Freeze { only: None })), "policy withholds"),
     script("a thaw", true, |_| raw(&frame(&Ask::Thaw {})), "policy withholds"),
     script("a shutdown", true, |_| raw(&frame(&Ask::Shutdown { mode: ShutdownMode::Halt })), "policy withholds"),
+    script("a trim", true, |_| raw(&frame(&Ask::Trim { minimum: 0 })), "policy withholds"),
+    script("a sleep", true, |_| raw(&frame(&Ask::Suspend { mode: SuspendMode::Ram })), "policy withholds"),
+    script("processors", true, |_| raw(&frame(&Ask::SetVcpus { vcpus: none() })), "policy withholds"),
+    script("memory blocks", true, |_| raw(&frame(&Ask::SetMemoryBlocks { blocks: none() })), "policy withholds"),
     script("a status", true, |_| raw(&frame(&Ask::Status {})), "policy withholds"),
 ];
 
 /// The first number that is no message's.
 fn behind_last() -> u8 {
     (1..u8::MAX).find(|number| matches!(Ask::whole(&[*number]), Err(Malformed::Range))).expect("a number")
+}
+
+/// No processor, no memory block.
+fn none() -> List<Switch, MAX_SWITCHES> {
+    List::new(Vec::new()).expect("a short list")
 }
 
 /// Last words that are the broker's own for a child that a reload ended.

@@ -4,8 +4,9 @@ use postern_core::catalogue::facts::Fact;
 use postern_core::catalogue::{Command, CommandSet};
 use postern_core::ipc::{Bytes, List, Wire};
 use postern_core::messages::{
-    Answer, Ask, Barrier, ChannelKind, Count, Denial, Facts, FreezeState, Identity, OpenerOrder, OpenerReport, Role,
-    SpawnerOrder, SpawnerReport, Standing, Text, Use, WirePath,
+    Answer, Ask, Barrier, BlockResponse, BlockSet, ChannelKind, Count, Denial, Facts, FreezeState, Identity,
+    OpenerOrder, OpenerReport, Role, SpawnerOrder, SpawnerReport, Standing, SuspendMode, Switch, Text, Trimmed,
+    TrimmedBytes, Use, WirePath,
 };
 use postern_core::policy::parts::WorkerPart;
 use postern_core::policy::rules::{Mode, Rights, Types};
@@ -106,6 +107,10 @@ pub(crate) fn ask() -> impl Strategy<Value = Ask> {
         any::<i32>().prop_map(|errno| Ask::NoPort { errno }),
         Just(Ask::Alive {}),
         fact().prop_map(|fact| Ask::Fact { fact }),
+        any::<u64>().prop_map(|minimum| Ask::Trim { minimum }),
+        select(SuspendMode::ALL).prop_map(|mode| Ask::Suspend { mode }),
+        list(switch()).prop_map(|vcpus| Ask::SetVcpus { vcpus }),
+        list(switch()).prop_map(|blocks| Ask::SetMemoryBlocks { blocks }),
     ]
 }
 
@@ -147,6 +152,26 @@ fn worker_part() -> impl Strategy<Value = WorkerPart> {
     })
 }
 
+fn switch() -> impl Strategy<Value = Switch> + Clone {
+    any::<(u64, bool)>().prop_map(|(number, online)| Switch { number, online })
+}
+
+fn trimmed() -> impl Strategy<Value = Trimmed> + Clone {
+    let done = any::<(u64, u64)>().prop_map(|(trimmed, minimum)| TrimmedBytes { trimmed, minimum });
+    // As many of the longest fit no packet, so the broker sends several.
+    let short = vec(any::<u8>(), 0..100);
+    (short.clone(), option::of(done), short).prop_map(|(path, done, error)| Trimmed {
+        path: WirePath::cut(&path),
+        done,
+        error: Text::cut(&error),
+    })
+}
+
+fn block() -> impl Strategy<Value = BlockSet> + Clone {
+    (any::<u64>(), select(BlockResponse::ALL), option::of(any::<i32>()))
+        .prop_map(|(number, response, errno)| BlockSet { number, response, errno })
+}
+
 pub(crate) fn answer() -> impl Strategy<Value = Answer> {
     prop_oneof![
         (worker_part(), any::<bool>()).prop_map(|(part, frozen)| Answer::Setup { part, frozen }),
@@ -169,6 +194,10 @@ pub(crate) fn answer() -> impl Strategy<Value = Answer> {
         any::<u32>().prop_map(|length| Answer::Gathered { length }),
         Just(Answer::Kept {}),
         any::<i32>().prop_map(|errno| Answer::NotTold { errno }),
+        list(trimmed()).prop_map(|filesystems| Answer::Trimmed { filesystems }),
+        list(block()).prop_map(|blocks| Answer::BlocksSet { blocks }),
+        any::<u64>().prop_map(|count| Answer::ActDone { count }),
+        text().prop_map(|why| Answer::ActFailed { why }),
         (path(), option::of(text())).prop_map(|(path, name)| Answer::OpenPort { path, name }),
     ]
 }

@@ -54,6 +54,14 @@ pub(crate) fn enter(root: &Path, programs: &[&str]) {
     }
 }
 
+/// Takes away in a cell what could put this machine to sleep: an agent that is asked
+/// to finds a kernel that cannot.
+pub(crate) fn sleepless() {
+    let none: Option<&str> = None;
+    mount(Some("sleepless"), "/sys/power", Some("tmpfs"), MsFlags::empty(), none).expect("a tmpfs over /sys/power");
+    fs::write("/sys/power/state", "freeze\n").expect("a file");
+}
+
 fn find(program: &str) -> PathBuf {
     ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
         .iter()

@@ -299,7 +299,7 @@ mod tests {
             fs::write(sys.path().join(directory).join(file), "").unwrap();
         }
         let open = |commands: &[Command]| Means::open(&policy(commands), sys.path()).unwrap();
-        assert!(open(&[Command::Ping, Command::FsfreezeFreeze, Command::Shutdown]).is_empty());
+        assert!(open(&[Command::Ping, Command::FsfreezeThaw, Command::FsfreezeFreeze]).is_empty());
         let orders = [
             (Command::Fstrim, Order::Trim(u64::MAX)),
             (Command::SuspendRam, Order::Suspend(SuspendMode::Ram)),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use postern_core::catalogue::CommandSet;
 use postern_core::catalogue::facts::Fact;
 use postern_core::ipc::{Bytes, List};
-use postern_core::messages::{Count, Denial, Standing, Text, Use, WirePath};
+use postern_core::messages::{Count, Denial, Standing, SuspendMode, Switch, Text, Use, WirePath};
 use postern_core::policy::rules::{FileRule, Rights, Types};
 use postern_core::policy::telling::Telling;
 use postern_core::policy::{Audit, Channel, Freeze, Identities, Limits, Shutdown, ShutdownMethod};
@@ -63,10 +63,11 @@ fn states() -> Vec<State> {
     let mut states = Vec::new();
     for freeze in [Status::Thawed, Status::Freezing, Status::Frozen, Status::Error] {
         for files in [0, HANDLES as usize] {
-            for bits in 0..64_u8 {
+            for bits in 0..128_u8 {
                 let bit = |number: u8| bits & (1 << number) != 0;
                 let (ready, thawing, opening, privileged, stopping) = (bit(0), bit(1), bit(2), bit(3), bit(4));
-                states.push(State { ready, fetching: bit(5), freeze, thawing, files, opening, privileged, stopping });
+                let (fetching, acting) = (bit(5), bit(6));
+                states.push(State { ready, fetching, freeze, thawing, files, opening, privileged, acting, stopping });
             }
         }
     }
@@ -81,6 +82,7 @@ const USUAL: State = State {
     files: 0,
     opening: false,
     privileged: true,
+    acting: false,
     stopping: false,
 };
 
@@ -119,6 +121,7 @@ fn asks() -> Vec<Ask> {
         Ask::Fact { fact: Fact::Load },
     ];
     asks.extend(ShutdownMode::ALL.map(|mode| Ask::Shutdown { mode }));
+    asks.extend(acts().map(|(ask, _)| ask));
     for path in [
         "/read/a",
         "/read/except/a",
@@ -133,6 +136,24 @@ fn asks() -> Vec<Ask> {
         asks.extend(Mode::ALL.map(|mode| open(path, mode)));
     }
     asks
+}
+
+/// Every ask for an act that takes long, with its command.
+fn acts() -> [(Ask, Command); 6] {
+    let list = || List::new(vec![Switch { number: 1, online: false }]).expect("a short list");
+    [
+        (Ask::Trim { minimum: 0 }, Command::Fstrim),
+        (Ask::Suspend { mode: SuspendMode::Disk }, Command::SuspendDisk),
+        (Ask::Suspend { mode: SuspendMode::Ram }, Command::SuspendRam),
+        (Ask::Suspend { mode: SuspendMode::Hybrid }, Command::SuspendHybrid),
+        (Ask::SetVcpus { vcpus: list() }, Command::SetVcpus),
+        (Ask::SetMemoryBlocks { blocks: list() }, Command::SetMemoryBlocks),
+    ]
+}
+
+/// The command of such an ask.
+fn act_of(ask: &Ask) -> Option<Command> {
+    acts().into_iter().find(|(one, _)| one == ask).map(|(_, command)| command)
 }
 
 /// Calls `check` with every case.
@@ -198,7 +219,7 @@ fn reports_are_noted() {
 
 #[test]
 fn an_effect_takes_policy_and_state() {
-    let mut effects = [0; 6];
+    let mut effects = [0; 7];
     each_case(|state, ask, policy, decision| {
         let says = |command| policy.commands.contains(command);
         let (number, allowed) = match &decision {
@@ -208,7 +229,8 @@ fn an_effect_takes_policy_and_state() {
             Decision::Freeze(_) => {
                 let plain = matches!(ask, Ask::Freeze { only: None }) && says(Command::FsfreezeFreeze);
                 let may = plain || says(Command::FsfreezeFreezeList);
-                (1, may && state.privileged && !state.stopping && state.freeze == Status::Thawed && !state.thawing)
+                let quiet = state.freeze == Status::Thawed && !state.thawing && !state.acting;
+                (1, may && state.privileged && !state.stopping && quiet)
             }
             Decision::Thaw => (2, says(Command::FsfreezeThaw) && state.privileged && !state.thawing),
             Decision::Shutdown(mode) => {
@@ -217,6 +239,11 @@ fn an_effect_takes_policy_and_state() {
             }
             Decision::Status => (4, says(Command::FsfreezeStatus)),
             Decision::Fact(fact) => (5, policy.facts().contains(*fact) && state.freeze == Status::Thawed),
+            Decision::Act(command) => {
+                let quiet = state.freeze == Status::Thawed && !state.thawing && !state.acting;
+                let its = act_of(ask) == Some(*command) && says(*command);
+                (6, its && state.privileged && !state.stopping && quiet)
+            }
             Decision::RefuseOpen(_)
             | Decision::RefuseFact(_)
             | Decision::Refuse(_)
@@ -243,7 +270,10 @@ fn what_the_policy_withholds_is_hostile() {
             Ask::Status {} => says(Command::FsfreezeStatus),
             Ask::Fact { fact } => policy.facts().contains(*fact),
             Ask::Shutdown { .. } => says(Command::Shutdown),
-            _ => return,
+            _ => match act_of(ask) {
+                Some(command) => says(command),
+                None => return,
+            },
         };
         if !granted {
             assert!(matches!(decision, Decision::Hostile(_)), "{state:?} {ask:?}: {decision:?}");
@@ -265,7 +295,7 @@ fn a_second_ask_before_the_answer_is_hostile() {
                 | Ask::Status {}
                 | Ask::Shutdown { .. }
                 | Ask::Fact { .. }
-        );
+        ) || act_of(ask).is_some();
         if asks && state.opening {
             assert!(matches!(decision, Decision::Hostile(_)), "{state:?} {ask:?}: {decision:?}");
         }
@@ -298,6 +328,9 @@ fn each_ask_gets_its_due() {
             Ask::Status {} => due(ask) == Decision::Status,
             Ask::Fact { fact } => due(ask) == Decision::Fact(*fact),
             Ask::Shutdown { mode } => due(ask) == Decision::Shutdown(*mode),
+            Ask::Trim { .. } | Ask::Suspend { .. } | Ask::SetVcpus { .. } | Ask::SetMemoryBlocks { .. } => {
+                act_of(ask).is_some_and(|command| due(ask) == Decision::Act(command))
+            }
             Ask::Open { .. } => matches!(due(ask), Decision::Open { .. } | Decision::RefuseOpen(_)),
         };
         assert!(right, "{ask:?}: {:?}", due(ask));
@@ -323,6 +356,23 @@ fn each_state_refuses_as_it_should() {
         refused(state, &Ask::Shutdown { mode: ShutdownMode::Halt }, "filesystems are frozen");
         assert_eq!(decide(state, &Ask::Thaw {}, &policy), Decision::Thaw, "{state:?}");
     }
+    let acting = State { acting: true, ..USUAL };
+    let stopping = State { stopping: true, ..USUAL };
+    refused(acting, &Ask::Freeze { only: None }, ACTING);
+    for (ask, _) in acts() {
+        refused(plain, &ask, UNPRIVILEGED);
+        refused(stopping, &ask, STOPPING);
+        refused(thawing, &ask, FROZEN);
+        refused(acting, &ask, ACTING);
+        for freeze in [Status::Freezing, Status::Frozen, Status::Error] {
+            refused(State { freeze, ..USUAL }, &ask, FROZEN);
+        }
+    }
+    // What thaws, ends the guest or only asks does not wait for an act.
+    assert_eq!(decide(acting, &Ask::Thaw {}, &policy), Decision::Thaw);
+    assert_eq!(decide(acting, &Ask::Status {}, &policy), Decision::Status);
+    let halt = Ask::Shutdown { mode: ShutdownMode::Halt };
+    assert_eq!(decide(acting, &halt, &policy), Decision::Shutdown(ShutdownMode::Halt));
     let reboot = decide(USUAL, &Ask::Shutdown { mode: ShutdownMode::Reboot }, &halting);
     assert_eq!(reboot, Decision::Refuse("the guest's policy does not allow this mode"));
 }

@@ -4,7 +4,7 @@
 use postern_core::catalogue::Command;
 use postern_core::catalogue::facts::Fact;
 use postern_core::ipc::{Bytes, List, MAX_FRAME};
-use postern_core::messages::{Ask, Count, Denial, Standing, Text, Use, WirePath};
+use postern_core::messages::{Ask, Count, Denial, Standing, SuspendMode, Switch, Text, Use, WirePath};
 use postern_core::policy::ShutdownMode;
 use postern_core::policy::rules::Mode;
 
@@ -32,7 +32,7 @@ enum Field {
 use Field::{Any, Below, List as ListOf, Maybe, Text as TextOf};
 
 /// Every frame: its number, its fields, its descriptors.
-const FRAMES: [(u8, &[Field], usize); 18] = [
+const FRAMES: [(u8, &[Field], usize); 22] = [
     (1, &[Any(1), Any(2), Any(32), ListOf(1024, &[Any(2)])], 0),
     (2, &[TextOf(1024)], 0),
     (3, &[TextOf(4095), Below(6)], 0),
@@ -51,6 +51,10 @@ const FRAMES: [(u8, &[Field], usize); 18] = [
     (16, &[], 0),
     (17, &[ListOf(64, &[Field::Command, Any(8)])], 0),
     (18, &[Field::Fact], 0),
+    (30, &[Any(8)], 0),
+    (31, &[Below(3)], 0),
+    (32, &[ListOf(4096, &[Any(8), Below(2)])], 0),
+    (33, &[ListOf(4096, &[Any(8), Below(2)])], 0),
 ];
 
 /// What stands for each way of being none.
@@ -137,6 +141,14 @@ pub(super) fn valid(handle: u64) -> Vec<Vec<u8>> {
     ];
     asks.extend(Fact::all().map(|fact| Ask::Fact { fact }));
     asks.extend(ShutdownMode::ALL.map(|mode| Ask::Shutdown { mode }));
+    asks.extend(SuspendMode::ALL.iter().map(|&mode| Ask::Suspend { mode }));
+    // Numbers of none that there is, should the broker ever take one.
+    let switches = || List::new(vec![Switch { number: u64::MAX, online: true }]).expect("a short list");
+    asks.extend([
+        Ask::Trim { minimum: u64::MAX },
+        Ask::SetVcpus { vcpus: switches() },
+        Ask::SetMemoryBlocks { blocks: switches() },
+    ]);
     asks.iter().map(frame).collect()
 }
 

@@ -113,6 +113,9 @@ fn due_to(state: State, ask: &Ask, known: &Known) -> Due {
         Ask::Status {} => Due::Answer(status(state)),
         Ask::Shutdown { mode: ShutdownMode::Powerdown } if !state.is_frozen() => Due::Shutdown,
         Ask::Shutdown { .. } => Due::Refusal,
+        Ask::Trim { .. } | Ask::Suspend { .. } | Ask::SetVcpus { .. } | Ask::SetMemoryBlocks { .. } => {
+            hostile("an act that the policy withholds")
+        }
     }
 }
 

@@ -25,7 +25,9 @@ use crate::support::init::Inbox;
 use crate::support::process::is_inside_ioctl;
 use crate::worker;
 
-/// Everything but what would take another machine; one mode of shutting down. How
+/// Everything but what would change this machine or take another: no sleep, no
+/// processor, no memory block, and no trim beside them, so that what the policy
+/// withholds is among the frames too; one mode of shutting down. How
 /// often is another test's: here each frame is to be decided on its own.
 pub(super) const POLICY: &str = r#"
 profile = "files"

@@ -133,10 +133,23 @@ fn what_takes_a_new_start() {
     let stopping = "[commands]\nallow = [\"guest-shutdown\"]\n[shutdown]\nmodes = [\"halt\"]\n";
     let more = stopping.replace("\"halt\"", "\"halt\", \"reboot\"");
     let kernel = format!("{stopping}method = \"kernel\"\n");
+    let trimming = "[commands]\nallow = [\"guest-fstrim\"]\n";
+    let sleeping = "[commands]\nallow = [\"guest-suspend-ram\"]\n";
+    let deeper = sleeping.replace("ram\"", "ram\", \"guest-suspend-hybrid\"");
+    let switching = "[commands]\nallow = [\"guest-set-vcpus\", \"guest-set-memory-blocks\"]\n";
     let closed = "[commands]\ndeny = [\"guest-file-open\"]\n";
     let cases: &[Case<'_>] = &[
         ("", freezing, |held| held.freezes = false, &["commands.allow"]),
         ("", freezing, |_| {}, &[]),
+        ("", trimming, |held| held.commands.remove(Command::Fstrim), &["commands.allow"]),
+        ("", trimming, |held| (held.commands, held.unprivileged) = (CommandSet::EMPTY, true), &[]),
+        ("", trimming, |_| {}, &[]),
+        (trimming, "", |held| held.commands = CommandSet::EMPTY, &[]),
+        // Each sleep has descriptors of its own.
+        (sleeping, &deeper, |held| held.commands.remove(Command::SuspendHybrid), &["commands.allow"]),
+        (sleeping, &deeper, |_| {}, &[]),
+        ("", switching, |held| held.commands.remove(Command::SetVcpus), &["commands.allow"]),
+        ("", switching, |held| held.commands.remove(Command::SetMemoryBlocks), &["commands.allow"]),
         (closed, "", |held| held.opens = false, &["commands.allow"]),
         (closed, "", |_| {}, &[]),
         ("", freezing, |held| (held.freezes, held.unprivileged) = (false, true), &[]),
