@@ -359,6 +359,14 @@ impl Host {
         self.stream.get_mut().write_all(bytes).expect("the channel takes bytes");
     }
 
+    /// The next reply line as it came, without its newline.
+    pub(crate) fn hear_line(&mut self) -> String {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).expect("a reply in time");
+        assert!(line.ends_with('\n'), "the channel ended: {line}");
+        line.trim_end().to_owned()
+    }
+
     /// The next reply line.
     pub(crate) fn hear(&mut self) -> Value {
         let mut line = Vec::new();

@@ -101,7 +101,8 @@ pub(crate) struct Mounted {
 }
 
 impl Mounted {
-    fn of(at: &Path) -> Self {
+    /// What is mounted here already.
+    pub(crate) fn of(at: &Path) -> Self {
         Self { at: at.to_owned(), root: File::open(at).expect("the mount's root") }
     }
 
@@ -120,6 +121,12 @@ impl Mounted {
     /// A path in it.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.at.join(name)
+    }
+
+    /// Brings what was written to its disk. Of all disks, by sync(2), it would wait
+    /// for those that another test has frozen.
+    pub(crate) fn sync(&self) {
+        nix::unistd::syncfs(&self.root).expect("syncfs");
     }
 
     /// Freezes it behind the engine's back.

@@ -52,7 +52,7 @@ pub enum Order {
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Each filesystem, in the order of the mount table.
+    /// Each filesystem, in the reverse order of the mount table.
     Trimmed(Vec<Trimmed>),
     /// The guest slept, and is awake again.
     Slept,

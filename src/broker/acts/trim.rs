@@ -14,12 +14,12 @@ use crate::fsfreeze::mounts::plan;
 use crate::fsfreeze::open::reach;
 use crate::fsfreeze::{self, MountTable, Stacking};
 
-/// Trims one after the other, in the order of the mount table.
+/// Trims one after the other.
 pub(super) fn trim(table: &MountTable, minimum: u64) -> Result<Outcome, Failure> {
     let mounts = table.read_or_fail().map_err(Failure::Table)?;
-    // Which one lies in a file of which does not matter here.
-    let mut targets = plan(&mounts, None, &Stacking::default());
-    targets.reverse();
+    // Which one lies in a file of which does not matter here. As in stock, what was
+    // mounted last comes first.
+    let targets = plan(&mounts, None, &Stacking::default());
     let mut trimmed = Vec::new();
     for target in targets {
         let (mountpoint, result) = match reach(target.device, &target.candidates) {

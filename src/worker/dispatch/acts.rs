@@ -1,7 +1,7 @@
 //! Acts of the broker that take long and freeze nothing: begun at a request,
 //! answered when they end. Meanwhile all else goes on; but another such act, or a
 //! freeze, waits for the end, as it would behind stock, and what comes behind that
-//! waits too, so that it is answered in order.
+//! waits with it: a thaw must not go before its freeze.
 //!
 //! Trust: the list in a request is the host's, in type. What came of it is the
 //! broker's word.

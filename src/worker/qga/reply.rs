@@ -134,7 +134,7 @@ pub struct Sought {
 /// What `guest-fstrim` returns.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct FilesystemsTrimmed {
-    /// Each filesystem, in the order of the mount table.
+    /// Each filesystem, in the reverse order of the mount table.
     pub paths: Vec<FilesystemTrimmed>,
 }
 
@@ -143,12 +143,12 @@ pub struct FilesystemsTrimmed {
 pub struct FilesystemTrimmed {
     /// Shortest range, in bytes, that the kernel told the disk of.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub minimum: Option<u64>,
+    pub minimum: Option<i64>,
     /// Where it is mounted.
     pub path: String,
     /// Bytes that the disk was told of.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub trimmed: Option<u64>,
+    pub trimmed: Option<i64>,
     /// Why it was not trimmed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -157,9 +157,9 @@ pub struct FilesystemTrimmed {
 impl From<&Trimmed> for FilesystemTrimmed {
     fn from(one: &Trimmed) -> Self {
         Self {
-            minimum: one.done.as_ref().map(|done| done.minimum),
+            minimum: one.done.as_ref().map(|done| done.minimum.cast_signed()),
             path: String::from_utf8_lossy(one.path.as_slice()).into_owned(),
-            trimmed: one.done.as_ref().map(|done| done.trimmed),
+            trimmed: one.done.as_ref().map(|done| done.trimmed.cast_signed()),
             error: one.done.is_none().then(|| one.error.to_text()),
         }
     }
