@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use super::mounts::Mounts;
 use super::run::{Opening, Reloaded, Run};
-use super::terms::{After, Closing, End, Lost, Peer, Role, Stands, ThawCause};
+use super::terms::{After, Asked, Closing, End, Lost, Outcome, Peer, Role, Stands, ThawCause};
 use super::text::Text;
 use crate::catalogue::Command;
 use crate::catalogue::facts::Fact;

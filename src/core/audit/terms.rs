@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use nix::errno::Errno;
 
 use super::mounts::Mounts;
+use super::text::Text;
 use crate::messages;
 
 /// Who is at the other end of a unix socket, by the kernel's word.
