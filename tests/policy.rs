@@ -310,6 +310,33 @@ fn profiles_as_files_are_the_profiles() {
         let path = Path::new(ROOT).join(format!("policy/profiles/{}.toml", profile.name));
         let as_file = load_sample(&path).unwrap();
         assert_eq!(as_file.policy.commands, profile.set(), "{}", profile.name);
+        assert_eq!(as_file.policy.shutdown.modes, profile.modes, "{}", profile.name);
+        // The name alone is a whole policy.
+        let text = format!("version = 1\nprofile = \"{}\"\n", profile.name);
+        let named = written::load_embedded("x", &text, &sample_world()).unwrap();
+        assert_eq!(named.policy.commands, profile.set(), "{}", profile.name);
+        assert_eq!(named.policy.shutdown.modes, profile.modes, "{}", profile.name);
+        assert!(named.warnings.is_empty() || profile.name == "files", "{:?}", named.warnings);
+        // What the files say of modes counts over it, and no mode is none by accident.
+        if !profile.modes.is_empty() {
+            let fewer = format!("{text}[shutdown]\nmodes = [\"reboot\"]\n");
+            let policy = written::load_embedded("x", &fewer, &sample_world()).unwrap().policy;
+            assert_eq!(policy.shutdown.modes, [ShutdownMode::Reboot]);
+            let none = written::load_embedded("x", &format!("{text}[shutdown]\nmodes = []\n"), &sample_world());
+            assert_eq!(none.unwrap_err().mistakes[0].kind, Kind::ShutdownWithoutModes);
+        }
+    }
+}
+
+#[test]
+fn a_profile_holds_no_more_capability_than_its_commands_take() {
+    let of = |name: &str| {
+        let text = format!("version = 1\nprofile = \"{name}\"\n");
+        capabilities(&written::load_embedded("x", &text, &sample_world()).unwrap())
+    };
+    assert_eq!(of("confidential"), ["CAP_KILL"]);
+    for name in ["libvirt", "proxmox", "kubevirt"] {
+        assert_eq!(of(name), ["CAP_DAC_READ_SEARCH", "CAP_KILL", "CAP_SYS_ADMIN"], "{name}");
     }
 }
 

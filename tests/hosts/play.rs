@@ -66,7 +66,7 @@ impl Player<'_> {
         let mut gathered = Vec::new();
         loop {
             let request = self.fill(&step.send);
-            let Some(reply) = self.ask(&request, step.hangs_up)? else { return Ok(()) };
+            let Some(reply) = self.ask(&request, step)? else { return Ok(()) };
             played.replies += 1;
             let kind = self.stage.kind;
             for check in step.checks.iter().filter(|check| check.of.is_none_or(|of| of == kind)) {
@@ -111,7 +111,7 @@ impl Player<'_> {
     }
 
     /// Sends a request as the client does; `None` if it does not read the reply.
-    fn ask(&mut self, request: &str, hangs_up: bool) -> Result<Option<Value>, String> {
+    fn ask(&mut self, request: &str, step: &Step) -> Result<Option<Value>, String> {
         self.commands += 1;
         let mut link = match self.link.take() {
             Some(link) => link,
@@ -125,7 +125,13 @@ impl Player<'_> {
             }
         };
         link.send(bytes.as_bytes())?;
-        if hangs_up {
+        if step.hangs_up {
+            return Ok(None);
+        }
+        if step.silent {
+            if self.script.sync == Sync::Delimited {
+                link.only_sync(number)?;
+            }
             return Ok(None);
         }
         let reply = match self.script.sync {
@@ -254,6 +260,18 @@ impl Link {
             self.pending.drain(..=mark);
         }
         Err("no reply".to_owned())
+    }
+
+    /// After the last 0xFF the line with the number, and nothing behind it.
+    fn only_sync(&mut self, number: u64) -> Result<(), String> {
+        while !self.pending.contains(&0xff) || self.pending.last() != Some(&b'\n') {
+            self.more()?;
+        }
+        let mark = memrchr(0xff, &self.pending).ok_or("no 0xFF")?;
+        self.pending.drain(..=mark);
+        let line = self.line()?;
+        let reply: Value = serde_json::from_slice(&line).map_err(|why| format!("{why}: {}", line.escape_ascii()))?;
+        if reply["return"] == number { Ok(()) } else { Err(format!("no sync, but {reply}")) }
     }
 
     fn line(&mut self) -> Result<Vec<u8>, String> {

@@ -66,6 +66,8 @@ pub(crate) struct Step {
     only: Vec<String>,
     pub(crate) send: String,
     pub(crate) hangs_up: bool,
+    /// Nothing comes back, and the client knows it.
+    pub(crate) silent: bool,
     pub(crate) until: Option<String>,
     /// A name, and the most that is read, in bytes.
     pub(crate) gather: Option<(String, usize)>,
@@ -123,7 +125,7 @@ impl Step {
     fn validate(&self) {
         let title = &self.title;
         assert!(!self.send.is_empty(), "{title}: nothing is sent");
-        assert_eq!(self.hangs_up, self.checks.is_empty(), "{title}: what a client reads it looks at");
+        assert_eq!(self.hangs_up || self.silent, self.checks.is_empty(), "{title}: what a client reads it looks at");
         let (stock, postern) = (self.own(Kind::Stock), self.own(Kind::Postern));
         assert_eq!(stock.is_empty(), postern.is_empty(), "{title}: a difference has two sides");
         let same = |one: &(&str, &Op)| postern.iter().any(|other| format!("{one:?}") == format!("{other:?}"));
@@ -249,6 +251,7 @@ fn within(step: &mut Step, word: &str, rest: &str) {
         "only" => step.only = rest.split(' ').map(str::to_owned).collect(),
         ">" => step.send = format!("{rest}\n"),
         "hang-up" => step.hangs_up = true,
+        "silent" => step.silent = true,
         "until" => step.until = Some(rest.to_owned()),
         "gather" => step.gather = Some(sized(rest)),
         "keep" => {

@@ -95,6 +95,10 @@ fn explain_says_why_stock_has_what_postern_will_not() {
     assert!(text.contains("guest-exec                    deny (policy.toml:4)"), "{text}");
 }
 
+fn works(loaded: &Loaded, client: Client) -> bool {
+    outlook(loaded, client).works
+}
+
 /// What the outlook says of one command.
 fn because(loaded: &Loaded, client: Client, command: &str) -> Vec<String> {
     let outlook = outlook(loaded, client);
@@ -122,6 +126,21 @@ fn a_client_is_told_of_each_thing_that_is_in_its_way() {
     assert_eq!(because(&loaded, Client::Proxmox, "guest-shutdown"), Vec::<String>::new());
     assert_eq!(because(&loaded, Client::Proxmox, "guest-file-open")[0], "no [[files]] rule names a path");
     assert_eq!(outlook(&loaded, Client::Libvirt).needs_root, ["guest-shutdown"]);
+}
+
+#[test]
+fn each_client_works_under_its_profile_and_none_of_its_reads_fails() {
+    for (client, profile) in
+        [(Client::Libvirt, "libvirt"), (Client::Proxmox, "proxmox"), (Client::Kubevirt, "kubevirt")]
+    {
+        let outlook = outlook(&loaded(&format!("profile = \"{profile}\"\n")), client);
+        assert!(outlook.works, "{outlook}");
+        for hindered in outlook.hindrances.iter().flat_map(|one| &one.commands) {
+            assert!(!hindered.command.starts_with("guest-get-"), "{outlook}");
+        }
+        let confidential = loaded("profile = \"confidential\"\n");
+        assert_eq!(works(&confidential, client), client != Client::Kubevirt, "{profile}");
+    }
 }
 
 #[test]

@@ -9,7 +9,8 @@
 
 use crate::catalogue::Command::{
     FileClose, FileFlush, FileOpen, FileRead, FileSeek, FileWrite, FsfreezeFreeze, FsfreezeFreezeList, FsfreezeStatus,
-    FsfreezeThaw, Info, Ping, Sync, SyncDelimited,
+    FsfreezeThaw, GetDisks, GetFsinfo, GetHostName, GetLoad, GetMemoryBlockInfo, GetMemoryBlocks, GetOsinfo, GetTime,
+    GetTimezone, GetUsers, GetVcpus, Info, NetworkGetInterfaces, Ping, Shutdown, Sync, SyncDelimited,
 };
 use crate::catalogue::{Command, CommandSet};
 use crate::policy::ShutdownMode;
@@ -37,7 +38,7 @@ impl Profile {
 }
 
 /// Every profile.
-pub static PROFILES: [Profile; 3] = [
+pub static PROFILES: [Profile; 7] = [
     Profile {
         name: "minimal",
         commands: &[SyncDelimited, Sync, Ping, Info],
@@ -58,10 +59,95 @@ pub static PROFILES: [Profile; 3] = [
         doc: "minimal, and the file commands. They reach what [[files]] rules name and nothing else; the broker needs \
               no capability for them.",
     },
+    Profile {
+        name: "libvirt",
+        commands: &[
+            SyncDelimited,
+            Sync,
+            Ping,
+            Info,
+            Shutdown,
+            FsfreezeStatus,
+            FsfreezeFreeze,
+            FsfreezeFreezeList,
+            FsfreezeThaw,
+            GetTime,
+            GetHostName,
+            GetLoad,
+            GetTimezone,
+            GetOsinfo,
+            GetUsers,
+            GetVcpus,
+            NetworkGetInterfaces,
+            GetFsinfo,
+            GetDisks,
+        ],
+        modes: &[ShutdownMode::Powerdown, ShutdownMode::Reboot],
+        doc: "What virsh and tools on libvirt's calls (Nova, oVirt) ask for: all that they show of the guest, freezing, \
+              trimming, shutdown and reboot. Not suspending, switching processors off, files.",
+    },
+    Profile {
+        name: "proxmox",
+        commands: &[
+            SyncDelimited,
+            Sync,
+            Ping,
+            Info,
+            Shutdown,
+            FsfreezeStatus,
+            FsfreezeFreeze,
+            FsfreezeThaw,
+            GetTime,
+            GetHostName,
+            GetTimezone,
+            GetOsinfo,
+            GetUsers,
+            GetVcpus,
+            GetMemoryBlocks,
+            GetMemoryBlockInfo,
+            NetworkGetInterfaces,
+            GetFsinfo,
+        ],
+        modes: &[ShutdownMode::Powerdown],
+        doc: "What Proxmox VE asks for by itself (freezing at backups, shutdown, trimming of clones, addresses in the \
+              summary), and every read of its agent API. Not suspending, which its own commands do without the agent, \
+              nor files.",
+    },
+    Profile {
+        name: "kubevirt",
+        commands: &[
+            SyncDelimited,
+            Sync,
+            Ping,
+            Info,
+            Shutdown,
+            FsfreezeStatus,
+            FsfreezeFreeze,
+            FsfreezeThaw,
+            GetTime,
+            GetHostName,
+            GetTimezone,
+            GetOsinfo,
+            GetUsers,
+            NetworkGetInterfaces,
+            GetFsinfo,
+        ],
+        modes: &[ShutdownMode::Powerdown, ShutdownMode::Reboot],
+        doc: "The commands without which KubeVirt takes an agent for unsupported, and freezing for its snapshots. Deny \
+              none of the former: redact them.",
+    },
+    Profile {
+        name: "confidential",
+        commands: &[SyncDelimited, Sync, Ping, Info, Shutdown],
+        modes: &[ShutdownMode::Powerdown, ShutdownMode::Reboot],
+        doc: "For a guest whose host is not trusted: nothing about users, network or disks, no freeze. The host could \
+              cut the power at any time: that it can ask for an orderly end is to the guest's good. The broker holds \
+              CAP_KILL and no other capability.",
+    },
 ];
 
 /// The names, for the key table.
-pub const NAMES: &[&str] = &["minimal", "backup", "files"];
+pub const NAMES: &[&str] = &["minimal", "backup", "files", "libvirt", "proxmox", "kubevirt", "confidential"];
 
 /// The profile with this name.
 #[must_use]
