@@ -104,6 +104,7 @@ fn main() -> ExitCode {
         guest::TESTS,
     ]
     .concat();
-    let roles: Vec<runner::Role> = [freezes::ROLES, shutdowns::ROLES, channels::ROLES, service::ROLES].concat();
+    let roles: Vec<runner::Role> =
+        [freezes::ROLES, shutdowns::ROLES, channels::ROLES, network::ROLES, service::ROLES].concat();
     runner::main(&tests, &roles, PROGRAMS)
 }

@@ -6,19 +6,34 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, recv, send, socket};
+use postern_core::catalogue::{Command as Qga, CommandSet};
+use postern_core::confine::{self, filters};
+use postern_core::policy::Limits;
+use postern_core::policy::parts::WorkerPart;
+use postern_core::policy::telling::Telling;
+use postern_core::sys::{descriptors, process};
 use serde_json::{Value, json};
 
 use crate::support::agent::{Home, Host, eventually};
-use crate::support::runner::Test;
+use crate::support::cell::SELF;
+use crate::support::runner::{Role, Test};
 
 pub(crate) const TESTS: &[Test] = &[
     ("interfaces_and_routes_are_those_that_stock_and_ip_see", interfaces_and_routes_are_those_that_stock_and_ip_see),
     ("a_thousand_interfaces_and_routes_are_told_whole", a_thousand_interfaces_and_routes_are_told_whole),
+    ("a_fallen_worker_changes_nothing_of_the_network", a_fallen_worker_changes_nothing_of_the_network),
+    ("what_the_policy_does_not_list_is_not_told", what_the_policy_does_not_list_is_not_told),
 ];
+
+pub(crate) const ROLES: &[Role] = &[("fallen", fallen)];
 
 const POLICY: &str = "[commands]\nallow = [\"guest-ping\", \"guest-network-get-interfaces\", \
      \"guest-network-get-route\"]\n";
@@ -201,4 +216,103 @@ fn a_thousand_interfaces_and_routes_are_told_whole() {
         host = agent.connect();
         assert_eq!(all(&mut host), expected);
     }
+}
+
+fn what_the_policy_does_not_list_is_not_told() {
+    own_network();
+    print!("{}", shell(NETWORK));
+    let home = Home::new();
+    let names = |host: &mut Host| {
+        let told = told(host, "guest-network-get-interfaces");
+        told.iter().map(|one| one["name"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
+    };
+    {
+        let agent = home.start(&format!("{POLICY}[facts]\ninterfaces = [\"br?\", \"tun*\"]\n"));
+        let mut host = agent.connect();
+        assert_eq!(names(&mut host), ["br0", "tun0"]);
+        let routes = told(&mut host, "guest-network-get-route");
+        assert!(!routes.is_empty() && routes.iter().all(|route| route["iface"] == "br0"), "{routes:?}");
+    }
+    let redacted = "[commands]\nallow = [\"guest-ping\"]\nredact = [\"guest-network-get-interfaces\", \
+         \"guest-network-get-route\"]\n";
+    let agent = home.start(redacted);
+    let mut host = agent.connect();
+    let interfaces = told(&mut host, "guest-network-get-interfaces");
+    assert!(interfaces.iter().all(|one| one["name"] != "lo" && one.get("statistics").is_none()), "{interfaces:?}");
+    let text = json!(interfaces).to_string();
+    assert!(text.contains("192.0.2.5") && !text.contains("fe80") && !text.contains("127.0.0.1"), "{text}");
+    let routes = told(&mut host, "guest-network-get-route");
+    assert!(!routes.is_empty());
+    for route in routes {
+        assert!(matches!(route["destination"].as_str(), Some("0.0.0.0" | "::")), "{route}");
+    }
+}
+
+// ---- the fallen worker -------------------------------------------------------------
+
+/// What would change a network: kind of the message and its body, whose first two
+/// fields say which link, address or route.
+const CHANGES: &[(&str, i32, &[u8])] = {
+    use nix::libc;
+    /// `struct ifinfomsg` of the loopback: no flag is set, and `IFF_UP` is to change.
+    const DOWN: &[u8] = &[0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
+    /// `struct ifaddrmsg` of the loopback and `IFA_LOCAL`: 192.0.2.200/32.
+    const ADDRESS: &[u8] = &[2, 32, 0, 0, 1, 0, 0, 0, 8, 0, 2, 0, 192, 0, 2, 200];
+    /// `struct rtmsg` and `RTA_DST`: 203.0.113.0/24 is unreachable.
+    const ROUTE: &[u8] = &[2, 24, 0, 0, 254, 3, 0, 7, 0, 0, 0, 0, 8, 0, 1, 0, 203, 0, 113, 0];
+    &[
+        ("an address", libc::RTM_NEWADDR as i32, ADDRESS),
+        ("no address", libc::RTM_DELADDR as i32, ADDRESS),
+        ("a route", libc::RTM_NEWROUTE as i32, ROUTE),
+        ("no route", libc::RTM_DELROUTE as i32, ROUTE),
+        ("a link that is down", libc::RTM_NEWLINK as i32, DOWN),
+    ]
+};
+
+/// Sends each of [`CHANGES`] on this socket: what the kernel answers.
+fn change(socket: i32) -> Vec<Errno> {
+    let mut answers = Vec::new();
+    for (_, kind, body) in CHANGES {
+        let length = u32::try_from(16 + body.len()).expect("short").to_ne_bytes();
+        let kind = u16::try_from(*kind).expect("a kind").to_ne_bytes();
+        // NLM_F_REQUEST, NLM_F_ACK, NLM_F_CREATE.
+        let message = [&length[..], &kind, &0x405_u16.to_ne_bytes(), &[9, 0, 0, 0, 0, 0, 0, 0], body].concat();
+        send(socket, &message, filters::ASKING).expect("sent");
+        let mut answer = [0; 1024];
+        let length = recv(socket, &mut answer, filters::ANSWERED).expect("an answer");
+        // NLMSG_ERROR, and the number of the error.
+        assert!(length >= 20 && answer[4] == 2, "{:?}", &answer[..length]);
+        let errno = i32::from_ne_bytes(answer[16..20].try_into().expect("4 bytes"));
+        answers.push(Errno::from_raw(-errno));
+    }
+    answers
+}
+
+/// Confined as a worker is whose policy tells of interfaces, with the socket that
+/// it is handed, does its worst and ends well if nothing came of it.
+fn fallen(_: &[String]) {
+    let commands: CommandSet = [Qga::NetworkGetInterfaces].into_iter().collect();
+    let part =
+        WorkerPart { commands, redact: CommandSet::EMPTY, telling: Telling::default(), limits: Limits::default() };
+    confine::worker(&part).expect("confined");
+    let refused = change(filters::NETLINK).iter().all(|errno| *errno == Errno::EPERM);
+    process::exit_now(i32::from(!refused));
+}
+
+fn a_fallen_worker_changes_nothing_of_the_network() {
+    own_network();
+    shell("ip link set lo up");
+    // Made by who may change everything, as the broker's and systemd's are.
+    let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::empty(), SockProtocol::NetlinkRoute);
+    let socket = descriptors::move_to(socket.expect("a socket"), filters::NETLINK).expect("its number");
+    let network = || (ip("addr"), ip("-4 route show table all"));
+    let before = network();
+    fcntl(&socket, FcntlArg::F_SETFD(FdFlag::empty())).expect("no close-on-exec");
+    let home = Home::new();
+    let status = Command::new(SELF).args(["--role", "fallen"]).uid(home.worker).gid(home.worker).status();
+    assert_eq!(status.expect("the worker").code(), Some(0), "1: something was not refused with EPERM");
+    assert_eq!(network(), before);
+    // The control: it is for the capability alone.
+    assert_eq!(change(filters::NETLINK), vec![Errno::from_raw(0); CHANGES.len()]);
+    assert_ne!(network(), before, "the loopback is down");
 }
