@@ -246,6 +246,7 @@ const SPAWNER: &[(&str, Lives)] = &[
     ("sendmsg the broker a descriptor", Well),
     ("sendmsg another a descriptor", Well),
     ("recvmsg from another", Well),
+    ("recvfrom another", Well),
     ("clone", Well),
     // Outside its namespace it has no process to signal; process 1 of a cell
     // is root's.
