@@ -50,7 +50,7 @@ const TOLD: &[Shape] = &[("fact-told", "granted", "success")];
 const TOLD_TWICE: &[Shape] = &[TOLD[0], TOLD[0]];
 
 #[rustfmt::skip]
-pub(crate) static CASES: [Case; 56] = [
+pub(crate) static CASES: [Case; 58] = [
     case("guest-sync-delimited", r#"{"id": 1}"#, Meets::Allowed, NOTHING),
     case("guest-sync", r#"{"id": 1}"#, Meets::Allowed, NOTHING),
     case("guest-ping", "{}", Meets::Allowed, NOTHING),
@@ -100,6 +100,8 @@ pub(crate) static CASES: [Case; 56] = [
     // The socket was handed over, and recorded, when the worker was born.
     case("guest-network-get-interfaces", "{}", Meets::Allowed, NOTHING),
     case("guest-network-get-route", "{}", Meets::Allowed, TOLD_TWICE),
+    case("guest-get-fsinfo", "{}", Meets::Allowed, TOLD),
+    case("guest-get-disks", "{}", Meets::Allowed, TOLD),
     case("guest-get-load", "{}", Meets::Frozen, &[("guest-get-load", "refused", "failure")]),
     case("guest-fstrim", "{}", Meets::Allowed,
         &[("guest-fstrim", "asked", "unknown"), ("guest-fstrim", "done", "success")]),
