@@ -22,8 +22,8 @@ use postern_core::sys::listing;
 use crate::space;
 
 /// Most bytes of one file: more than any of `/sys` has, and any other that a row
-/// names.
-const FILE_MAX: usize = 256 << 10;
+/// names; the utmp of 2,700 logins.
+const FILE_MAX: usize = 1 << 20;
 
 /// What was handed on.
 #[derive(Debug)]

@@ -127,6 +127,15 @@ mod tests {
         assert_eq!((most[0].user, most[0].iowait), (u64::MAX, None), "as much as the type holds");
     }
 
+    #[test]
+    fn as_many_processors_as_linux_takes() {
+        let mut file: Vec<String> = (0..8192).map(|cpu| format!("cpu{cpu} 1 2 3 4 5 6 7 8 9 10")).collect();
+        file.push(format!("intr 1{}", " 0".repeat(1_000_000)));
+        let told = stats(file.join("\n").as_bytes());
+        assert_eq!(told.iter().map(|one| one.cpu).collect::<Vec<_>>(), (0..8192).collect::<Vec<_>>());
+        assert!(told.iter().all(|one| (one.user, one.guestnice) == (10, Some(100))));
+    }
+
     proptest! {
         #[test]
         fn what_the_kernel_writes_is_read(
