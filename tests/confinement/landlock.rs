@@ -397,6 +397,7 @@ type Through = &'static [(&'static str, &'static str)];
 #[rustfmt::skip]
 fn uncontrolled() -> Vec<(&'static str, c_long, Vec<u64>, Through)> {
     const BIRTH: &str = "a child of the spawner at its start; its own filter has no such rule";
+    const GATHERED: &str = "an opener's, of the memory that it gathers into; the spawner holds no such file";
     let old = || at(GROUND, "old");
     let link = || at(GROUND, "link");
     let name = || text("user.test");
@@ -425,7 +426,7 @@ fn uncontrolled() -> Vec<(&'static str, c_long, Vec<u64>, Through)> {
         ("fchmod", libc::SYS_fchmod, vec![FILE, 0o600], &[]),
         ("fchown", libc::SYS_fchown, vec![FILE, u64::MAX, u64::MAX], &[]),
         ("futimens", libc::SYS_utimensat, vec![FILE, 0, 0, 0], &[]),
-        ("ftruncate of what was open before", libc::SYS_ftruncate, vec![FILE, 0], &[]),
+        ("ftruncate of what was open before", libc::SYS_ftruncate, vec![FILE, 0], &[("spawner", GATHERED)]),
         ("inotify", libc::SYS_inotify_init1, vec![0], &[]),
         ("name_to_handle_at", libc::SYS_name_to_handle_at, vec![CWD, old(), words(&[128, 0]), room(8), 0], &[]),
         ("a socket", libc::SYS_socket, vec![int(libc::AF_UNIX), int(libc::SOCK_STREAM), 0], &[]),
