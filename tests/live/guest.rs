@@ -162,7 +162,6 @@ fn who_is_logged_in_is_told() {
     let opener = agent.process("opener", 0);
     let root = json!({ "user": "root", "login-time": 1_700_000_000.25 });
     assert_eq!(told(&mut host, "guest-get-users"), json!([root]));
-    let opener = agent.process("opener", 0);
     let more = [login("root", 1_700_000_000, 250_000), login("bob", 1_800_000_000, 0), login("root", 1, 0)].concat();
     fs::write("/run/utmp", more).expect("utmp");
     let both = json!([{ "user": "root", "login-time": 1 }, { "user": "bob", "login-time": 1_800_000_000 }]);
