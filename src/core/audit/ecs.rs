@@ -120,9 +120,12 @@ fn head(record: &Record) -> Head {
         Record::FileClosed { .. } => row("guest-file-close", &["file"], &["info"], "success", Some("done")),
         Record::CommandRefused { command, .. } =>
             row(known(command).unwrap_or("unknown-command"), &["api"], &["denied"], "failure", Some("refused")),
-        Record::FreezeAsked { command, .. } => row(command.name(), &["host"], &["change"], "unknown", Some("asked")),
-        Record::FreezeDone { command, .. } => row(command.name(), &["host"], &["change"], "success", Some("done")),
-        Record::FreezeFailed { command, .. } => row(command.name(), &["host"], &["change"], "failure", Some("failed")),
+        Record::FreezeAsked { command, .. } | Record::ActAsked { command, .. } =>
+            row(command.name(), &["host"], &["change"], "unknown", Some("asked")),
+        Record::FreezeDone { command, .. } | Record::ActDone { command, .. } =>
+            row(command.name(), &["host"], &["change"], "success", Some("done")),
+        Record::FreezeFailed { command, .. } | Record::ActFailed { command, .. } =>
+            row(command.name(), &["host"], &["change"], "failure", Some("failed")),
         Record::FoundFrozen { .. } => row("found-frozen", &["host"], &["info"], "success", None),
         Record::Thawed { failed, .. } if failed.kept().is_empty() =>
             row("guest-fsfreeze-thaw", &["host"], &["change"], "success", Some("done")),
@@ -130,11 +133,8 @@ fn head(record: &Record) -> Head {
         Record::ShutdownAsked { .. } => row(SHUTDOWN, &["host"], &["end"], "unknown", Some("asked")),
         Record::ShutdownRefused { .. } => row(SHUTDOWN, &["api", "host"], &["end", "denied"], "failure", Some("refused")),
         Record::ShutdownFailed { .. } => row(SHUTDOWN, &["host"], &["end"], "failure", Some("failed")),
-        Record::ActAsked { command, .. } => row(command.name(), &["host"], &["change"], "unknown", Some("asked")),
         Record::ActRefused { command, .. } =>
             row(command.name(), &["api", "host"], &["change", "denied"], "failure", Some("refused")),
-        Record::ActDone { command, .. } => row(command.name(), &["host"], &["change"], "success", Some("done")),
-        Record::ActFailed { command, .. } => row(command.name(), &["host"], &["change"], "failure", Some("failed")),
         Record::ProcessStarted { .. } => row("process-started", &["process"], &["start"], "success", None),
         Record::ProcessDied { .. } => row("process-died", &["process"], &["end"], "failure", None),
         Record::MalformedFrame { .. } =>

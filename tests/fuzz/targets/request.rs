@@ -182,6 +182,7 @@ fn arguments(request: &Request<'_>) -> Json {
         Request::SyncDelimited { id } | Request::Sync { id } => json!({ "id": id }),
         Request::Ping
         | Request::Tell(_)
+        | Request::Suspend { .. }
         | Request::Info
         | Request::FsfreezeStatus
         | Request::FsfreezeFreeze
@@ -204,7 +205,6 @@ fn arguments(request: &Request<'_>) -> Json {
         }
         Request::FsfreezeFreezeList { mountpoints: Some(list) } => json!({ "mountpoints": list }),
         Request::Fstrim { minimum } => json!({ "minimum": minimum.cast_signed() }),
-        Request::Suspend { .. } => json!({}),
         Request::SetVcpus { vcpus } => {
             let vcpu = |one: &Switch| json!({ "logical-id": one.number.cast_signed(), "online": one.online });
             json!({ "vcpus": vcpus.iter().map(vcpu).collect::<Vec<_>>() })
