@@ -96,7 +96,9 @@ mod tests {
 
     #[test]
     fn each_list_ends_as_stocks() {
-        let cases: [(&[Switch], Result<(u64, u64), &str>, &str); 9] = [
+        /// A list, how many were set and left, and the files behind it.
+        type Case<'a> = (&'a [Switch], Result<(u64, u64), &'a str>, &'a str);
+        let cases: [Case<'_>; 9] = [
             (&[], Ok((0, 0)), "1\n0\n"),
             (&[on(0), on(1), off(10)], Ok((3, 0)), "1\n0\n"),
             (&[off(1)], Ok((1, 0)), "0\n0\n"),

@@ -169,9 +169,9 @@ mod tests {
     #[test]
     fn a_profile_never_changes() {
         let bits = PROFILES.map(|profile| profile.set().bits());
-        assert_eq!(bits, [0b000_0000_0000_1111, 0b111_1000_0000_1111, 0b000_0111_1110_1111]);
+        assert_eq!(bits, [0xf, 0x780f, 0x7ef, 0x349f_f81f, 0x179d_d81f, 0x141d_d81f, 0x1f]);
         for profile in &PROFILES {
-            assert_eq!(profile.modes.is_empty(), !profile.commands.contains(&Command::Shutdown), "{}", profile.name);
+            assert_eq!(profile.modes.is_empty(), !profile.commands.contains(&Shutdown), "{}", profile.name);
         }
     }
 }
