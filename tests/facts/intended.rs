@@ -24,6 +24,13 @@ fn is(value: Option<&Value>, text: &str) -> bool {
     value.is_some_and(|value| value == text)
 }
 
+/// A word of 32 bits, as the same bits mean it with a sign.
+fn word(value: Option<&Value>) -> Option<i32> {
+    value.and_then(Value::as_u64).and_then(|word| u32::try_from(word).ok()).map(u32::cast_signed)
+}
+
+const WORDS: &str = "flags and metrics are words without a sign, as the kernel has them; stock gives them one";
+
 /// Whichever stock.
 const ANY: &[&str] = &[""];
 
@@ -53,6 +60,23 @@ pub(crate) const INTENDED: &[Intended] = &[
             matches!((name(stock), name(ours)), (Some(36), None) | (None, Some(32)))
         },
         why: "a name as long as its field ends with it; stock reads on into the host's",
+    },
+    Intended {
+        command: "guest-network-get-route",
+        at: "[].flags",
+        of: &["10.0"],
+        // Each with a bit that makes a word of 32 bits negative.
+        is: |stock, ours| {
+            word(ours).is_some_and(|word| stock.and_then(Value::as_u64) == Some(i64::from(word).cast_unsigned()))
+        },
+        why: WORDS,
+    },
+    Intended {
+        command: "guest-network-get-route",
+        at: "[].metric",
+        of: &["10.0"],
+        is: |stock, ours| word(ours).is_some_and(|word| stock.and_then(Value::as_i64) == Some(i64::from(word))),
+        why: WORDS,
     },
     Intended {
         command: "guest-get-fsinfo",

@@ -16,7 +16,7 @@ const SECRETS: &[(&str, &[&str])] = &[
     ("guest-get-timezone", &["CET", "CEST"]),
     ("guest-get-osinfo", &["seven", "Server", "kernel-version"]),
     ("guest-get-users", &["root", "alice"]),
-    ("guest-network-get-interfaces", &["127.0.0.1", "::1", "fe80", "statistics"]),
+    ("guest-network-get-interfaces", &["127.0.0.1", "\"::1\"", "fe80", "statistics"]),
     ("guest-network-get-route", &["10.8.0.0", "2001:db8:9::"]),
     ("guest-get-fsinfo", &["\"/a\"", "\"/b\"", "\"/c\""]),
     ("guest-get-disks", &["/dev/"]),

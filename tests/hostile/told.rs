@@ -13,7 +13,7 @@ use std::path::Path;
 
 use nix::sys::uio::pread;
 use postern_core::catalogue::Command;
-use postern_core::catalogue::facts::{FACTS, Fact, FactSet, MOUNTS};
+use postern_core::catalogue::facts::{FACTS, Fact, FactSet, MOUNTS, Reads};
 use postern_core::confine::{self, filters};
 use postern_core::ipc::bundle::Bundle;
 use postern_core::messages::{Answer, Ask};
@@ -28,8 +28,10 @@ use crate::worker::{Broker, FIRST, attackers, frame, raw, ready};
 
 pub(crate) const TESTS: &[Test] = &[("a_fallen_worker_is_told_what_its_row_names", is_told_what_its_row_names)];
 
-/// The script of such workers.
-pub(crate) const SCRIPT: &str = "facts";
+/// The script of such workers, beside an opener.
+const BESIDE: &str = "facts";
+/// The same where the policy has no opener, so that the first worker is born earlier.
+const ALONE: &str = "facts, without an opener";
 
 /// How the worker ends, which is what it was told.
 const KEPT: i32 = 50;
@@ -38,18 +40,30 @@ const NOT_TOLD: i32 = 52;
 /// It was told more than the row names.
 const TOO_MUCH: i32 = 59;
 
+/// Whether this is a script of such workers.
+pub(crate) fn is_script(script: &str) -> bool {
+    [BESIDE, ALONE].contains(&script)
+}
+
 /// Which fact this worker is to ask for; none once all have been asked for.
-pub(crate) fn turn() -> Option<u8> {
-    let turn = std::process::id().checked_sub(FIRST)?;
+pub(crate) fn turn(script: &str) -> Option<u8> {
+    let first = if script == ALONE { FIRST - 1 } else { FIRST };
+    let turn = std::process::id().checked_sub(first)?;
     u8::try_from(turn).ok().filter(|turn| usize::from(*turn) <= FACTS.len())
 }
 
-/// The worker's part.
-pub(crate) fn play(mut broker: Broker, part: &WorkerPart, memory: Option<OwnedFd>) -> i32 {
+/// The worker's part, with what it was handed at its birth: the memory that is
+/// gathered into, and the socket of the network.
+pub(crate) fn play(script: &str, mut broker: Broker, part: &WorkerPart, handed: [Option<OwnedFd>; 2]) -> i32 {
+    let facts = part.facts();
+    if [facts.gathers(), facts.iter().any(Fact::is_handed)] != handed.each_ref().map(Option::is_some) {
+        process::exit_now(TOO_MUCH);
+    }
+    let [memory, _socket] = handed;
     let memory = memory.map(|memory| descriptors::move_to(memory, filters::TOLD).expect("a descriptor"));
     confine::worker(part).expect("confinement");
     let _ = broker.send(&ready(), None);
-    let turn = turn().expect("a turn");
+    let turn = turn(script).expect("a turn");
     let mut bytes = frame(&Ask::Fact { fact: Fact::Load });
     *bytes.last_mut().expect("its number") = turn;
     raw(&bytes);
@@ -111,7 +125,8 @@ fn is_told_what_its_row_names() {
         if facts.is_empty() {
             continue;
         }
-        let home = attackers(SCRIPT);
+        let opened = |fact: &Fact| matches!(fact.row().reads, Reads::Kept(_) | Reads::Gathered(_));
+        let home = attackers(if facts.iter().any(opened) { BESIDE } else { ALONE });
         let policy = format!("profile = \"minimal\"\n[commands]\nallow = [\"{command}\"]\n");
         let agent = home.start(&policy);
         let deaths = eventually("all of them have asked", || {
@@ -124,9 +139,10 @@ fn is_told_what_its_row_names() {
             let fact = u8::try_from(turn).ok().and_then(Fact::from_number);
             let child = &died["postern"]["child"];
             let name = fact.map_or("none", |fact| fact.row().name);
-            if fact.is_some_and(|fact| facts.contains(&fact)) {
+            // What was handed over at the birth is not asked for.
+            if let Some(fact) = fact.filter(|fact| facts.contains(fact) && !fact.is_handed()) {
                 let told = died["process"]["exit_code"].as_i64();
-                let due = if fact.is_some_and(Fact::is_gathered) { GATHERED } else { KEPT };
+                let due = if fact.is_gathered() { GATHERED } else { KEPT };
                 assert_eq!(told, Some(due.into()), "{command}: {name}: {died}");
                 assert!(!is_malformed(child), "{command}: {name}");
             } else {

@@ -61,8 +61,8 @@ pub(crate) fn as_child() -> Option<ExitCode> {
         postern_opener::run() as i32
     } else if is(spawner::name(Role::Worker)) {
         match script.filter(|_| !is_matrix) {
-            Some(script) if script == told::SCRIPT && told::turn().is_none() => postern_worker::run() as i32,
-            Some(script) if std::process::id() == FIRST || [fallen::SCRIPT, told::SCRIPT].contains(&&*script) => {
+            Some(script) if told::is_script(&script) && told::turn(&script).is_none() => postern_worker::run() as i32,
+            Some(script) if std::process::id() == FIRST || script == fallen::SCRIPT || told::is_script(&script) => {
                 attack(&script)
             }
             _ => postern_worker::run() as i32,
@@ -89,8 +89,7 @@ pub(crate) fn broker(arguments: &[String]) {
     let verbosity = postern_broker::say::Level::Info;
     // Where many workers are to fall, or the test is the spawner and a worker's life
     // costs nothing.
-    let fall = [matrix::standin::SCRIPT, told::SCRIPT];
-    let at_once = script_of_first().is_some_and(|script| fall.contains(&&*script));
+    let at_once = script_of_first().is_some_and(|script| script == matrix::standin::SCRIPT || told::is_script(&script));
     let pace = if at_once { Pace::AtOnce } else { Pace::Slowed };
     let service = postern_broker::Service::default();
     let options = Options { policy, origin: None, channel: None, verbosity, service, pace };
@@ -238,11 +237,12 @@ pub(crate) fn ready() -> Ask {
 /// Plays the first worker: plays its script, then waits to be killed.
 fn attack(name: &str) -> i32 {
     let mut broker = Broker::new(descriptors::inherited(3).expect("the broker"));
-    let mut memory = None;
+    let (mut memory, mut netlink) = (None, None);
     let part = loop {
         let Ok(received) = broker.receive() else { return 1 };
         match received.message {
             Answer::Memory {} => memory = received.descriptor,
+            Answer::Network {} => netlink = received.descriptor,
             Answer::Setup { part, .. } => break part,
             _ => return 1,
         }
@@ -262,8 +262,8 @@ fn attack(name: &str) -> i32 {
     if name == fallen::SCRIPT {
         return fallen::attacker::play(broker, &part);
     }
-    if name == told::SCRIPT {
-        return told::play(broker, &part, memory);
+    if told::is_script(name) {
+        return told::play(name, broker, &part, [memory, netlink]);
     }
     let script = SCRIPTS.iter().chain(DEATHS).find(|script| script.name == name).expect("a script");
     if script.confined {
