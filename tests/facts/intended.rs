@@ -1,4 +1,5 @@
-//! Where postern means to answer otherwise than stock. Each row must occur.
+//! Where postern means to answer otherwise than stock. Each row must occur, but those
+//! that need what a machine may not have.
 
 use serde_json::Value;
 
@@ -12,6 +13,8 @@ pub(crate) struct Intended {
     /// Whether the two are as they are meant to be: stock's, postern's.
     pub(crate) is: fn(Option<&Value>, Option<&Value>) -> bool,
     pub(crate) why: &'static str,
+    /// What it needs of the machine that the scene cannot bring, if anything.
+    pub(crate) needs: Option<&'static str>,
 }
 
 /// Two numbers that are as good as the same.
@@ -36,7 +39,7 @@ const ANY: &[&str] = &[""];
 
 const fn load(at: &'static str) -> Intended {
     let why = "to hundredths, as /proc/loadavg has it; stock asks sysinfo(2)";
-    Intended { command: "guest-get-load", at, of: &["10.0"], is: near, why }
+    Intended { command: "guest-get-load", at, of: &["10.0"], is: near, why, needs: Some("a load") }
 }
 
 pub(crate) const INTENDED: &[Intended] = &[
@@ -44,11 +47,20 @@ pub(crate) const INTENDED: &[Intended] = &[
     load(".load5m"),
     load(".load15m"),
     Intended {
+        command: "guest-get-disks",
+        at: "[].smart",
+        of: ANY,
+        is: |stock, ours| stock.is_some() && ours.is_none(),
+        why: "a drive is asked for its health by an ioctl that takes CAP_SYS_ADMIN",
+        needs: Some("an NVMe drive"),
+    },
+    Intended {
         command: "guest-get-osinfo",
         at: ".name",
         of: ANY,
         is: |stock, ours| is(stock, "'Guest") && is(ours, "Guest of a test"),
         why: "a value in single quotes is what stands between them, as os-release(5) says",
+        needs: None,
     },
     Intended {
         command: "guest-get-users",
@@ -60,6 +72,7 @@ pub(crate) const INTENDED: &[Intended] = &[
             matches!((name(stock), name(ours)), (Some(36), None) | (None, Some(32)))
         },
         why: "a name as long as its field ends with it; stock reads on into the host's",
+        needs: None,
     },
     Intended {
         command: "guest-network-get-route",
@@ -70,6 +83,7 @@ pub(crate) const INTENDED: &[Intended] = &[
             word(ours).is_some_and(|word| stock.and_then(Value::as_u64) == Some(i64::from(word).cast_unsigned()))
         },
         why: WORDS,
+        needs: None,
     },
     Intended {
         command: "guest-network-get-route",
@@ -77,6 +91,7 @@ pub(crate) const INTENDED: &[Intended] = &[
         of: &["10.0"],
         is: |stock, ours| word(ours).is_some_and(|word| stock.and_then(Value::as_i64) == Some(i64::from(word))),
         why: WORDS,
+        needs: None,
     },
     Intended {
         command: "guest-get-fsinfo",
@@ -84,6 +99,7 @@ pub(crate) const INTENDED: &[Intended] = &[
         of: &["7.2"],
         is: |stock, ours| stock.is_none() && ours.is_some_and(Value::is_u64),
         why: "the size that newer stock tells besides",
+        needs: None,
     },
     Intended {
         command: "guest-get-fsinfo",
@@ -91,5 +107,6 @@ pub(crate) const INTENDED: &[Intended] = &[
         of: &["7.2"],
         is: |stock, ours| stock.is_some_and(|stock| stock["mountpoint"] == "/mnt") && ours.is_none(),
         why: "a filesystem stands there once however often it is mounted, as newer stock has it",
+        needs: None,
     },
 ];
