@@ -216,6 +216,8 @@ const SPAWNER: &[(&str, Lives)] = &[
     ("lseek", Well),
     ("ftruncate", Well),
     ("getdents64", Well),
+    ("statx", Well),
+    ("fstatfs", Well),
     ("openat", Well),
     ("openat to write", Well),
     ("openat and truncate", Well),

@@ -398,13 +398,14 @@ type Through = &'static [(&'static str, &'static str)];
 fn uncontrolled() -> Vec<(&'static str, c_long, Vec<u64>, Through)> {
     const BIRTH: &str = "a child of the spawner at its start; its own filter has no such rule";
     const GATHERED: &str = "an opener's, of the memory that it gathers into; the spawner holds no such file";
+    const MEASURED: &str = "an opener's, of the mountpoint that it holds";
     let old = || at(GROUND, "old");
     let link = || at(GROUND, "link");
     let name = || text("user.test");
     let lock = || words(&[1, 0, 0, 0]);
     vec![
         ("stat", libc::SYS_newfstatat, vec![CWD, old(), room(256), 0], &[("spawner", BIRTH)]),
-        ("statx", libc::SYS_statx, vec![CWD, old(), 0, 0xfff, room(256)], &[("broker", "an unplugged port: is it back")]),
+        ("statx", libc::SYS_statx, vec![CWD, old(), 0, 0xfff, room(256)], &[("broker", "an unplugged port: is it back"), ("spawner", MEASURED)]),
         ("statfs", libc::SYS_statfs, vec![old(), room(256)], &[]),
         ("access", libc::SYS_faccessat, vec![CWD, old(), 0], if postern_core::confine::filters::LOADER.is_some() { &[("spawner", BIRTH)] } else { &[] }),
         ("access with flags", libc::SYS_faccessat2, vec![CWD, old(), 0, 0], &[]),
