@@ -29,7 +29,7 @@ use crate::policy::Limits;
 use crate::policy::parts::{OpenerPart, WorkerPart};
 use crate::policy::rules::{FileRule, Mode, Rights, Types};
 use crate::policy::telling::Telling;
-pub use broker::{BrokerNeeds, Listens, LogNeeds, Reconnects, broker, broker_leaves};
+pub use broker::{BrokerNeeds, Listens, LogNeeds, Reconnects, broker, broker_leaves, broker_opens};
 
 /// The broker's end, in every child.
 pub const BROKER: RawFd = 3;

@@ -319,11 +319,16 @@ fn without_root(policy: &Policy) -> Vec<String> {
         "every process runs as the user who starts postern; identities are not used".to_owned(),
         "file rules reach what that user may open".to_owned(),
     ];
-    let acts: Vec<&str> = [(Act::Freeze, "freeze"), (Act::Thaw, "thaw"), (Act::Shutdown, "shutdown")]
-        .into_iter()
-        .filter(|(act, _)| policy.needs(*act))
-        .map(|(_, name)| name)
-        .collect();
+    let names = [
+        (Act::Freeze, "freeze"),
+        (Act::Thaw, "thaw"),
+        (Act::Shutdown, "shutdown"),
+        (Act::Trim, "trim"),
+        (Act::Suspend, "suspend"),
+        (Act::SetVcpus, "switching processors"),
+        (Act::SetMemoryBlocks, "switching memory blocks"),
+    ];
+    let acts: Vec<&str> = names.into_iter().filter(|(act, _)| policy.needs(*act)).map(|(_, name)| name).collect();
     if !acts.is_empty() {
         lines.push(format!("no capability, so the host gets an error for: {}", acts.join(", ")));
     }

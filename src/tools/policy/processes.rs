@@ -74,8 +74,7 @@ pub(super) fn of(policy: &Policy) -> Vec<Process> {
             account: account(&policy.identities.broker),
             groups: Vec::new(),
             capabilities: capabilities(policy),
-            landlock: filters::broker_leaves(freezes(policy), policy.audit.rotate_bytes.is_some(), remembers(policy))
-                .to_owned(),
+            landlock: broker_leaves(policy),
             calls: broker_calls(policy),
         },
         child("spawner", "executes its own file".to_owned(), &filters::spawner(policy.commands)),
@@ -115,6 +114,16 @@ fn capabilities(policy: &Policy) -> Vec<String> {
     usual.iter().map(told).collect()
 }
 
+/// What the broker's domain leaves it, and what it had open before.
+fn broker_leaves(policy: &Policy) -> String {
+    let lists = freezes(policy) || policy.needs(Act::Trim);
+    let leaves = filters::broker_leaves(lists, policy.audit.rotate_bytes.is_some(), remembers(policy));
+    match filters::broker_opens(policy).as_slice() {
+        [] => leaves.to_owned(),
+        opened => format!("{leaves}; open since its start: {}", opened.join("; ")),
+    }
+}
+
 fn freezes(policy: &Policy) -> bool {
     policy.needs(Act::Freeze) || policy.needs(Act::Thaw)
 }
@@ -140,6 +149,7 @@ fn calls(rules: &[seccomp::Rule]) -> Vec<Call> {
 fn broker_calls(policy: &Policy) -> Vec<Call> {
     let needs = BrokerNeeds {
         freeze: freezes(policy),
+        trim: policy.needs(Act::Trim),
         listens: match policy.channel {
             Channel::VirtioSerial(_) | Channel::IsaSerial(_) => None,
             Channel::UnixListen(_) => Some(Listens::Unix),

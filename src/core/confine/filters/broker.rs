@@ -10,8 +10,9 @@ use std::os::fd::RawFd;
 
 use super::super::seccomp::{Rule, When, permit};
 use super::{CREATE_STATE, OPEN_DIRECTORY, OPEN_LOG, OPEN_OWN, common, flags, int};
+use crate::catalogue::{Act, Command};
 use crate::policy::written::OPEN_SOURCE;
-use crate::policy::{Audit, Fsync};
+use crate::policy::{Audit, Fsync, Policy};
 
 /// What the broker's acts come down to, under a policy and an init.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -93,6 +94,28 @@ pub const fn broker_leaves(lists: bool, rotates: bool, remembers: bool) -> &'sta
         (false, true, true) => "reads its policy; its log, whose files it renames and removes, and state",
         (false, true, false) => "reads its policy; its log, whose files it renames and removes",
     }
+}
+
+/// In words, what of sysfs a broker opened at its start, as root, for what `policy`
+/// allows: it keeps the descriptors, and neither Landlock nor a filter takes part in
+/// what it writes there.
+#[must_use]
+pub fn broker_opens(policy: &Policy) -> Vec<&'static str> {
+    let sleeps = |command| policy.commands.contains(command);
+    let hybrid = sleeps(Command::SuspendHybrid);
+    [
+        ("/sys/power/state to write", policy.needs(Act::Suspend)),
+        ("/sys/power/disk to write", hybrid),
+        ("/sys/power/disk to read", sleeps(Command::SuspendDisk) && !hybrid),
+        ("the switch of each processor in /sys/devices/system/cpu, of 512 at most", policy.needs(Act::SetVcpus)),
+        (
+            "the switch of each memory block in /sys/devices/system/memory, of the last 2048 at most",
+            policy.needs(Act::SetMemoryBlocks),
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(what, is)| is.then_some(what))
+    .collect()
 }
 
 /// What a broker listens on.

@@ -9,8 +9,8 @@
 
 use crate::catalogue::Command::{
     FileClose, FileFlush, FileOpen, FileRead, FileSeek, FileWrite, FsfreezeFreeze, FsfreezeFreezeList, FsfreezeStatus,
-    FsfreezeThaw, GetDisks, GetFsinfo, GetHostName, GetLoad, GetMemoryBlockInfo, GetMemoryBlocks, GetOsinfo, GetTime,
-    GetTimezone, GetUsers, GetVcpus, Info, NetworkGetInterfaces, Ping, Shutdown, Sync, SyncDelimited,
+    FsfreezeThaw, Fstrim, GetDisks, GetFsinfo, GetHostName, GetLoad, GetMemoryBlockInfo, GetMemoryBlocks, GetOsinfo,
+    GetTime, GetTimezone, GetUsers, GetVcpus, Info, NetworkGetInterfaces, Ping, Shutdown, Sync, SyncDelimited,
 };
 use crate::catalogue::{Command, CommandSet};
 use crate::policy::ShutdownMode;
@@ -81,6 +81,7 @@ pub static PROFILES: [Profile; 7] = [
             NetworkGetInterfaces,
             GetFsinfo,
             GetDisks,
+            Fstrim,
         ],
         modes: &[ShutdownMode::Powerdown, ShutdownMode::Reboot],
         doc: "What virsh and tools on libvirt's calls (Nova, oVirt) ask for: all that they show of the guest, freezing, \
@@ -107,6 +108,7 @@ pub static PROFILES: [Profile; 7] = [
             GetMemoryBlockInfo,
             NetworkGetInterfaces,
             GetFsinfo,
+            Fstrim,
         ],
         modes: &[ShutdownMode::Powerdown],
         doc: "What Proxmox VE asks for by itself (freezing at backups, shutdown, trimming of clones, addresses in the \
@@ -169,7 +171,7 @@ mod tests {
     #[test]
     fn a_profile_never_changes() {
         let bits = PROFILES.map(|profile| profile.set().bits());
-        assert_eq!(bits, [0xf, 0x780f, 0x7ef, 0x349f_f81f, 0x179d_d81f, 0x141d_d81f, 0x1f]);
+        assert_eq!(bits, [0xf, 0x780f, 0x7ef, 0x749f_f81f, 0x579d_d81f, 0x141d_d81f, 0x1f]);
         for profile in &PROFILES {
             assert_eq!(profile.modes.is_empty(), !profile.commands.contains(&Shutdown), "{}", profile.name);
         }
