@@ -13,6 +13,7 @@
 mod acts;
 mod tell;
 mod transfer;
+mod waiting;
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -36,8 +37,6 @@ use super::qga::{Id, Incoming, QgaError, Request};
 
 /// A buffer that grew beyond this for one large request is given back.
 const KEEP: usize = 2 << 20;
-/// Requests that wait for the end of a thaw take so many bytes, or are one.
-const WAITING_BYTES: usize = 64 << 10;
 /// Counted commands are reported at least this often.
 const REPORT_AFTER: u64 = 65_536;
 
@@ -182,16 +181,6 @@ impl Session {
         }
     }
 
-    /// Answers what waited. One of them may be another thaw or act, for which the
-    /// rest waits again.
-    fn answer_waiting(&mut self, channel: Option<&Channel>) -> Result<(), Stop> {
-        for message in std::mem::take(&mut self.waiting) {
-            let Some(channel) = channel else { break };
-            self.answer(Ok(&message), channel)?;
-        }
-        Ok(())
-    }
-
     fn tell_end(
         &mut self,
         running: Option<Running>,
@@ -230,30 +219,6 @@ impl Session {
         };
         self.tell_denied(&error)?;
         self.fail(channel, &error, &incoming.id)
-    }
-
-    /// Whether a request waits for the end of the act that runs, or of the thaw: one that is not
-    /// safe before, a second thaw, and, so that they are answered in order, errors
-    /// behind those.
-    fn must_wait(&self, request: &Result<Request<'_>, QgaError>) -> bool {
-        if self.waits_for_act(request) {
-            return true;
-        }
-        // A freeze that is being ended by the thaw refuses what a freeze refuses.
-        if self.freeze.is_some() {
-            return false;
-        }
-        match (&self.thaw, request) {
-            (Some(Running::Owed(_)), Ok(Request::FsfreezeThaw)) => true,
-            (None, _) | (Some(_), Ok(_)) => false,
-            (Some(_), Err(QgaError::CommandDisabled(name))) if self.why_disabled(name) == Denial::WhileFrozen => true,
-            (Some(_), Err(_)) => !self.waiting.is_empty(),
-        }
-    }
-
-    fn has_room_for(&self, message: &[u8]) -> bool {
-        let taken: usize = self.waiting.iter().map(Vec::len).sum();
-        self.waiting.is_empty() || taken + message.len() <= WAITING_BYTES
     }
 
     fn tell_denied(&self, error: &QgaError) -> Result<(), BrokerLost> {

@@ -1,7 +1,6 @@
 //! Acts of the broker that take long and freeze nothing: begun at a request,
-//! answered when they end. Meanwhile all else goes on; but another such act, or a
-//! freeze, waits for the end, as it would behind stock, and what comes behind that
-//! waits with it: a thaw must not go before its freeze.
+//! answered when they end. Meanwhile all else goes on, but for what waits; see
+//! [`super::waiting`].
 //!
 //! Trust: the list in a request is the host's, in type. What came of it is the
 //! broker's word.
@@ -11,7 +10,7 @@ use postern_core::messages::{BlockSet, SuspendMode, Switch, Trimmed};
 use super::super::ask::BrokerLost;
 use super::super::channel::Channel;
 use super::super::qga::reply::{FilesystemTrimmed, FilesystemsTrimmed, MemoryBlockSet};
-use super::super::qga::{Id, QgaError, Request};
+use super::super::qga::{Id, QgaError};
 use super::{Running, Session, Stop};
 
 /// An act that runs, and what is known of its end so far.
@@ -67,28 +66,6 @@ impl Session {
             }
             Err(why) => self.fail(channel, &QgaError::Told(why), &id),
         }
-    }
-
-    /// Whether a request waits for the end of the act that runs.
-    pub(super) fn waits_for_act(&self, request: &Result<Request<'_>, QgaError>) -> bool {
-        let begins = matches!(
-            request,
-            Ok(Request::Fstrim { .. }
-                | Request::Suspend { .. }
-                | Request::SetVcpus { .. }
-                | Request::SetMemoryBlocks { .. }
-                | Request::FsfreezeFreeze
-                | Request::FsfreezeFreezeList { .. })
-        );
-        let always = matches!(
-            request,
-            Ok(Request::Ping
-                | Request::Sync { .. }
-                | Request::SyncDelimited { .. }
-                | Request::Info
-                | Request::FsfreezeStatus)
-        );
-        self.acting.is_some() && (begins || !(self.waiting.is_empty() || always))
     }
 
     pub(super) fn trimmed(&mut self, more: Vec<Trimmed>) {
