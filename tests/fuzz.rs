@@ -57,4 +57,4 @@ macro_rules! each {
     };
 }
 
-each!(audit, base64, facts, frames, framing, keyfile, log_end, mounts, policy, request, rules, state);
+each!(audit, base64, facts, frames, framing, keyfile, log_end, mounts, network, policy, request, rules, state);

@@ -19,7 +19,7 @@ pub(crate) mod fsinfo;
 pub(crate) mod host;
 pub(crate) mod load;
 pub mod memory;
-pub(crate) mod network;
+pub mod network;
 pub mod os;
 mod text;
 pub mod timezone;

@@ -9,8 +9,8 @@
 //! told. Called by the worker's dispatch.
 
 pub(crate) mod dump;
-pub(crate) mod messages;
-pub(crate) mod routes;
+pub mod messages;
+pub mod routes;
 #[cfg(test)]
 mod tests;
 
@@ -26,7 +26,7 @@ use messages::{Address, Carried, Link};
 /// One interface of the answer.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) struct Interface {
+pub struct Interface {
     name: String,
     hardware_address: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -61,7 +61,8 @@ struct Statistics {
 
 /// The answer: the interfaces in the kernel's order, then the labels that are none,
 /// in the order of their first addresses.
-pub(crate) fn interfaces(links: &[Link], addresses: &[Address], telling: &Telling, redacted: bool) -> Vec<Interface> {
+#[must_use]
+pub fn interfaces(links: &[Link], addresses: &[Address], telling: &Telling, redacted: bool) -> Vec<Interface> {
     let mut told: Vec<Interface> = Vec::new();
     let mut places: BTreeMap<&[u8], usize> = BTreeMap::new();
     let shows = |link: &Link| telling.shows_interface(redacted, &String::from_utf8_lossy(&link.name));

@@ -17,6 +17,7 @@ pub mod keyfile;
 pub mod log_end;
 pub mod memory;
 pub mod mounts;
+pub mod network;
 pub mod policy;
 pub mod request;
 pub mod rules;
@@ -33,7 +34,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub static TARGETS: [Target; 12] = [
+pub static TARGETS: [Target; 13] = [
     Target { name: "audit", run: audit::run },
     Target { name: "base64", run: base64::run },
     Target { name: "facts", run: facts::run },
@@ -42,6 +43,7 @@ pub static TARGETS: [Target; 12] = [
     Target { name: "keyfile", run: keyfile::run },
     Target { name: "log_end", run: log_end::run },
     Target { name: "mounts", run: mounts::run },
+    Target { name: "network", run: network::run },
     Target { name: "policy", run: policy::run },
     Target { name: "request", run: request::run },
     Target { name: "rules", run: rules::run },

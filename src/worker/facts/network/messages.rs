@@ -26,7 +26,7 @@ const ADDRESS: usize = 8;
 
 /// What is asked for, all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wanted {
+pub enum Wanted {
     /// Every interface.
     Links,
     /// Every address of every interface, of every family.
@@ -36,7 +36,8 @@ pub(crate) enum Wanted {
 impl Wanted {
     /// The request, under a number that the answers repeat. Its body is a zeroed
     /// `struct ifinfomsg` or `ifaddrmsg`: any family, any interface.
-    pub(crate) fn request(self, sequence: u32) -> Vec<u8> {
+    #[must_use]
+    pub fn request(self, sequence: u32) -> Vec<u8> {
         let (kind, body) = match self {
             Self::Links => (libc::RTM_GETLINK, LINK),
             Self::Addresses => (libc::RTM_GETADDR, ADDRESS),
@@ -63,11 +64,11 @@ impl Wanted {
 
 /// What a part of an answer says about the whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Told {
+pub struct Told {
     /// It was the last.
-    pub(crate) done: bool,
+    pub done: bool,
     /// What was told changed meanwhile: something may be missing or stand twice.
-    pub(crate) interrupted: bool,
+    pub interrupted: bool,
 }
 
 /// Reads one part of the answer to the request with this number: each wanted
@@ -75,7 +76,7 @@ pub(crate) struct Told {
 ///
 /// # Errors
 /// What the kernel answers instead; `EBADMSG` if a message is longer than what came.
-pub(crate) fn read(
+pub fn read(
     part: &[u8],
     wanted: Wanted,
     sequence: u32,
@@ -115,35 +116,43 @@ const NLM_F_DUMP_INTR: u16 = libc::NLM_F_DUMP_INTR as u16;
 
 /// An interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Link {
+pub struct Link {
     /// The kernel's number of it.
-    pub(crate) index: u32,
-    pub(crate) name: Vec<u8>,
+    pub index: u32,
+    /// Its name, in any bytes.
+    pub name: Vec<u8>,
     /// Its hardware address, as many bytes as its kind has; none has a tunnel.
-    pub(crate) hardware: Vec<u8>,
+    pub hardware: Vec<u8>,
     /// What it has carried since it was made.
-    pub(crate) carried: Option<Carried>,
+    pub carried: Option<Carried>,
 }
 
 /// An interface's counters, as `/proc/net/dev` shows them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Carried {
-    pub(crate) received: Counters,
-    pub(crate) sent: Counters,
+pub struct Carried {
+    /// By it.
+    pub received: Counters,
+    /// Over it.
+    pub sent: Counters,
 }
 
 /// The counters of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counters {
-    pub(crate) bytes: u64,
-    pub(crate) packets: u64,
-    pub(crate) errors: u64,
-    pub(crate) dropped: u64,
+pub struct Counters {
+    /// Bytes.
+    pub bytes: u64,
+    /// Packets.
+    pub packets: u64,
+    /// Packets that were broken.
+    pub errors: u64,
+    /// Packets for which there was no room.
+    pub dropped: u64,
 }
 
 impl Link {
     /// What the body of an `RTM_NEWLINK` says, if it names an interface.
-    pub(crate) fn read(body: &[u8]) -> Option<Self> {
+    #[must_use]
+    pub fn read(body: &[u8]) -> Option<Self> {
         let mut link = Self { index: number(body, 4, u32::from_ne_bytes)?, ..Self::default() };
         for (kind, value) in attributes(body.get(LINK..)?) {
             match kind {
@@ -177,19 +186,21 @@ impl Carried {
 
 /// An address of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Address {
+pub struct Address {
     /// The interface's number.
-    pub(crate) index: u32,
+    pub index: u32,
     /// A name of its own, of old the way to several addresses: `eth0:1`.
-    pub(crate) label: Vec<u8>,
-    pub(crate) ip: IpAddr,
+    pub label: Vec<u8>,
+    /// The address itself.
+    pub ip: IpAddr,
     /// Bits of it that name the network.
-    pub(crate) prefix: u8,
+    pub prefix: u8,
 }
 
 impl Address {
     /// What the body of an `RTM_NEWADDR` says, if it is of IPv4 or IPv6.
-    pub(crate) fn read(body: &[u8]) -> Option<Self> {
+    #[must_use]
+    pub fn read(body: &[u8]) -> Option<Self> {
         let (&family, &prefix) = (body.first()?, body.get(1)?);
         let index = number(body, 4, u32::from_ne_bytes)?;
         let (mut address, mut local, mut label) = (None, None, &[][..]);

@@ -21,11 +21,11 @@ use serde::Serialize;
 use super::v6;
 
 /// Most routes of an answer, IPv4 and IPv6 together: 4 MiB of it.
-pub(crate) const ROUTES_MAX: usize = 16 << 10;
+pub const ROUTES_MAX: usize = 16 << 10;
 /// One route of the answer. What only one of the two versions has is left out of the
 /// other's.
 #[derive(Debug, Default, PartialEq, Serialize)]
-pub(crate) struct Route {
+pub struct Route {
     iface: String,
     destination: String,
     metric: u32,
@@ -59,7 +59,7 @@ struct V6 {
 
 /// Which of the two tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Table {
+pub enum Table {
     /// `/proc/net/route`.
     V4,
     /// `/proc/net/ipv6_route`.
@@ -68,13 +68,13 @@ pub(crate) enum Table {
 
 /// More routes than an answer has room for: [`ROUTES_MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TooMany;
+pub struct TooMany;
 
 /// Adds a table's routes to the answer, which begins with those of IPv4.
 ///
 /// # Errors
 /// [`TooMany`].
-pub(crate) fn add(
+pub fn add(
     told: &mut Vec<Route>,
     (table, text): (Table, &[u8]),
     telling: &Telling,
