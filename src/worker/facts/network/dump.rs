@@ -183,6 +183,11 @@ mod tests {
         }
         let mut next = Netlink::new(netlink.socket);
         assert_eq!(names(&mut next), expected());
+        // An answer under the number that the next one's first request has: older.
+        next.send(&Wanted::Links.request(1)).expect("sent");
+        let mut next = Netlink::new(next.socket);
+        assert_eq!(names(&mut next), expected());
+        assert_eq!(next.receive(&mut vec![0; PART]), Err(Errno::EAGAIN), "that one was not taken for this one");
         assert_eq!(next.addresses().expect("addresses").len(), addresses.len());
         let mut part = vec![0; PART];
         assert_eq!(next.receive(&mut part), Err(Errno::EAGAIN), "nothing is left for the next");
