@@ -18,6 +18,8 @@ mod clients;
 mod clocks;
 #[path = "vm/collectors.rs"]
 mod collectors;
+#[path = "vm/disks.rs"]
+mod disks;
 #[path = "vm/freezes.rs"]
 mod freezes;
 #[path = "vm/guests.rs"]
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         &boots::tests(),
         clients::TESTS,
         clocks::TESTS,
+        &disks::tests(),
         collectors::TESTS,
         &freezes::tests(),
         heads::TESTS,

@@ -4,6 +4,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use proptest::prelude::*;
+use proptest::sample::select;
+
 use postern_core::catalogue::facts::{ATA_PORTS, BLOCK_DEVICES, MOUNTS, PCI_DEVICES, UDEV};
 use postern_core::ipc::bundle::{Bundle, Gathered, Kind};
 use serde_json::{Value, json};
@@ -209,4 +212,61 @@ fn devices_made_of_themselves_and_of_nothing_end() {
     assert_eq!((&address["bus-type"], &address["pci-controller"]["bus"]), (&json!("unknown"), &json!(-1)));
     assert!(fsinfo::read(&Bundle::default(), |_| true, true).is_err(), "no mount table");
     assert_eq!(disks::read(&Bundle::default()), []);
+}
+
+/// Paths that are read, and some of what may stand there.
+const PATHS: &[&str] = &[
+    MOUNTS,
+    BLOCK_DEVICES,
+    ATA_PORTS,
+    "7:0",
+    "/sys/class/block/a",
+    "/sys/class/block/a/dev",
+    "/sys/class/block/a/size",
+    "/sys/class/block/a/slaves",
+    "/sys/class/block/b",
+    "/sys/class/block/b/dev",
+    "/sys/class/block/b/slaves",
+    "/sys/class/ata_port/ata1",
+    "/sys/bus/pci/devices/0000:00:01.0/driver",
+    "/run/udev/data/b7:0",
+];
+const TOLD: &[&str] = &[
+    "a\0b\0",
+    "ata1\0",
+    "7:0\n",
+    "0:0",
+    "1 0 7:0 / / rw - ext4 /dev/a rw\n",
+    "1 0 0:9 / / rw - btrfs /dev/b rw\n",
+    "../devices/virtual/block/a",
+    "../../devices/pci0000:00/0000:00:01.0/ata1/host0/target0:0:0/0:0:0:0/block/a/b",
+    "../devices/pci/0000:00:01.0/ata4294967295/0:0:0:4294967295/",
+    "devices/platform/virtio0/block/a",
+    "drivers/ata_piix",
+    "drivers/ahci",
+    "drivers/virtio-pci",
+    "E:ID_SERIAL=\nS:b\n",
+    "4096 18446744073709551615 0 18446744073709551615",
+    "\u{e9}\0/",
+    "",
+];
+
+proptest! {
+    /// Whatever is told, there is an answer that is JSON.
+    #[test]
+    fn any_bundle_has_an_answer(
+        entries in proptest::collection::vec((0_u8..4, select(PATHS), select(TOLD), any::<bool>()), 0..40),
+    ) {
+        let mut gathered = Gathered::default();
+        for (kind, path, told, cut) in entries {
+            let kind = [Kind::Content, Kind::Link, Kind::Names, Kind::Space][usize::from(kind)];
+            let told = &told.as_bytes()[usize::from(cut && !told.is_empty())..];
+            prop_assert!(gathered.add(kind, path.as_bytes(), told));
+        }
+        let bundle = Bundle::read(gathered.bytes()).expect("a bundle");
+        prop_assert!(list(&disks::read(&bundle)).len() <= 2);
+        if let Ok(found) = fsinfo::read(&bundle, |_| true, true) {
+            prop_assert!(list(&found).len() <= 1);
+        }
+    }
 }
