@@ -49,7 +49,7 @@ const DISKS: [(&str, u64, &str); 12] = [
 
 /// Sets the scene. Virtio disks are known by their size: which letter the kernel gives
 /// which is its affair.
-const SCENE: &str = r#"
+const SCENE: &str = r"
 set -e
 while read -r module; do
     # Some is there already, and some for other processors.
@@ -81,7 +81,7 @@ for name in sda sdb sdc sdd sde nvme0n1; do disk /dev/$name $name; done
 udevadm settle
 sync
 lsblk -o NAME,SIZE,TYPE,MOUNTPOINT
-"#;
+";
 
 /// Two partitions of type Linux: 20 MiB, and the rest of `sectors`.
 fn partition(image: &Path, sectors: u32) {
