@@ -1,5 +1,5 @@
 //! A guest with disks of many kinds: what postern tells of them is what Debian 12's
-//! stock agent tells in the same guest. Virtio, SCSI, IDE, SATA, NVMe; partitions, LVM,
+//! stock agent tells in the same guest. Virtio, SCSI, IDE, SATA, `NVMe`; partitions, LVM,
 //! md, loop, btrfs over two disks, a bind mount.
 
 use std::collections::BTreeMap;
