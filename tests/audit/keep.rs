@@ -263,7 +263,7 @@ fn write_files(log: &mut Log, place: &Place, files: usize) {
 #[test]
 fn what_is_young_is_kept_however_much_there_is() {
     let place = place();
-    let audit = Audit { keep: 3, keep_time: 30 * DAY, ..rotating(&place, 4096) };
+    let audit = Audit { keep: 3, keep_time: 30 * DAY, ..rotating(&place, 8192) };
     let mut log = start(&audit);
     write_files(&mut log, &place, 20);
     assert_eq!(aside(&place).len(), 20);

@@ -135,6 +135,8 @@ pub(crate) fn all(text: &[u8]) -> Vec<Record> {
         Record::ShutdownRefused { child: 1, mode: own(), reason: own() },
         Record::ActAsked { child: 1, command: Command::Fstrim, asked: Asked::Trim { minimum: u64::MAX } },
         Record::ActAsked { child: 1, command: Command::SuspendRam, asked: Asked::Suspend },
+        Record::ActAsked { child: 1, command: Command::SuspendDisk, asked: Asked::Suspend },
+        Record::ActAsked { child: 1, command: Command::SuspendHybrid, asked: Asked::Suspend },
         Record::ActAsked {
             child: 1,
             command: Command::SetVcpus,
@@ -153,8 +155,15 @@ pub(crate) fn all(text: &[u8]) -> Vec<Record> {
             command: Command::SetVcpus,
             outcome: Outcome { count: 2, trimmed: None, ..outcome(Mounts::default(), Mounts::default()) },
         },
+        Record::ActDone {
+            child: 1,
+            command: Command::SetMemoryBlocks,
+            outcome: outcome(Mounts::default(), Mounts::default()),
+        },
         Record::ActFailed { child: 1, command: Command::SetVcpus, reason: own(), errno: Some(Errno::EBUSY) },
         Record::ActFailed { child: 1, command: Command::SuspendHybrid, reason: own(), errno: None },
+        Record::ActFailed { child: 1, command: Command::SuspendRam, reason: own(), errno: None },
+        Record::ActFailed { child: 1, command: Command::SuspendDisk, reason: own(), errno: None },
         Record::ProcessStarted { role: Role::Worker, child: 1, pid: Some(77), uid: 990, stands: stands(too_many()) },
         Record::ProcessStarted { role: Role::Opener, child: 2, pid: Some(7), uid: 990, stands: stands(mounts()) },
         Record::ProcessStarted {
