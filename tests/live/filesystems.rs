@@ -135,7 +135,7 @@ impl Drop for Automounter {
 fn waits_in(agent: &Agent<'_>, name: &str) -> String {
     let pid = agent.process(name, 0);
     let said = fs::read_to_string(format!("/proc/{pid}/syscall")).expect("its call");
-    said.split(' ').next().unwrap_or_default().to_owned()
+    said.split_whitespace().next().unwrap_or_default().to_owned()
 }
 
 fn telling_of_filesystems_asks_nobody() {
