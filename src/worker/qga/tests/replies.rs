@@ -1,6 +1,7 @@
 //! Reply lines, ids, guest-info and base64.
 
 use postern_core::catalogue::{CATALOGUE, Command, CommandSet};
+use postern_core::messages::{SuspendMode, Switch};
 use postern_core::policy::ShutdownMode;
 use postern_core::policy::rules::Mode;
 
@@ -104,6 +105,21 @@ fn every_offered_command_becomes_its_request() {
             Request::FsfreezeFreezeList { mountpoints: Some(vec!["/a".into(), "/b".into()]) },
         ),
         ("guest-fsfreeze-thaw", "{}", Request::FsfreezeThaw),
+        ("guest-fstrim", "{}", Request::Fstrim { minimum: 0 }),
+        ("guest-fstrim", "{'minimum':4096}", Request::Fstrim { minimum: 4096 }),
+        ("guest-suspend-disk", "{}", Request::Suspend { mode: SuspendMode::Disk }),
+        ("guest-suspend-ram", "{}", Request::Suspend { mode: SuspendMode::Ram }),
+        ("guest-suspend-hybrid", "{}", Request::Suspend { mode: SuspendMode::Hybrid }),
+        (
+            "guest-set-vcpus",
+            "{'vcpus':[{'online':true,'logical-id':1}]}",
+            Request::SetVcpus { vcpus: vec![Switch { number: 1, online: true }] },
+        ),
+        (
+            "guest-set-memory-blocks",
+            "{'mem-blks':[{'online':false,'phys-index':7}]}",
+            Request::SetMemoryBlocks { blocks: vec![Switch { number: 7, online: false }] },
+        ),
     ];
     let telling = Command::all().filter(|command| command.name().contains("-get-"));
     rows.extend(telling.map(|command| (command.name(), "{}", Request::Tell(command))));
