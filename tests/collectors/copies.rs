@@ -94,6 +94,12 @@ fn rsyslog_copies_every_record_over_rotations() {
         for number in 0..4 {
             grown(&home, 200_000);
             files.push(rotate(agent, number));
+            // rsyslog sees that a file was moved only before the next one is: a day's
+            // time for logrotate, a moment here.
+            let last = last_line(&files[number]);
+            eventually("rsyslog has read it to its end", || {
+                fs::read_to_string(place.copy()).is_ok_and(|copy| copy.contains(&last)).then_some(())
+            });
         }
     });
     files.push(home.log());
