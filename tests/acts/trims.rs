@@ -82,6 +82,8 @@ fn all_else_is_answered_while_a_trim_runs() {
     assert_eq!(host.hear(), json!({ "return": 0, "id": "vcpus" }));
     assert_eq!(host.hear(), json!({ "return": 2, "id": "freeze" }));
     assert_eq!(host.returns("guest-fsfreeze-thaw", &NOTHING), 2);
+    // A thaw waits for no record.
+    agent.await_record("guest-fsfreeze-thaw", |record| record["postern"]["stage"] == "done");
     let order: Vec<String> = agent
         .records()
         .iter()
