@@ -68,7 +68,7 @@ pub(crate) struct Facts {
     gathered: Option<OwnedFd>,
     /// Over which the kernel tells of interfaces, if that is told.
     pub(crate) netlink: Option<Netlink>,
-    /// What was read last.
+    /// Room for what is read; what was read last stands at its beginning.
     bytes: Vec<u8>,
 }
 
@@ -97,24 +97,24 @@ impl Facts {
     }
 }
 
-/// Reads from the beginning to the end, or to the limit.
+/// Reads from the beginning to the end, or to the limit. The buffer only grows, so
+/// that no request clears what an earlier one has.
 fn read_from_start<'a>(file: &OwnedFd, bytes: &'a mut Vec<u8>, most: usize) -> Result<&'a [u8], Errno> {
-    bytes.clear();
-    while bytes.len() < most {
-        let at = bytes.len();
-        bytes.resize((at + PIECE).min(most), 0);
-        let offset = i64::try_from(at).map_err(|_| Errno::EFBIG)?;
-        match pread(file, &mut bytes[at..], offset) {
-            Ok(0) => {
-                bytes.truncate(at);
-                break;
-            }
-            Ok(count) => bytes.truncate(at + count),
-            Err(Errno::EINTR) => bytes.truncate(at),
+    let mut filled = 0;
+    while filled < most {
+        if filled == bytes.len() {
+            bytes.resize((filled + PIECE).min(most), 0);
+        }
+        let end = bytes.len().min(most);
+        let offset = i64::try_from(filled).map_err(|_| Errno::EFBIG)?;
+        match pread(file, &mut bytes[filled..end], offset) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
         }
     }
-    Ok(bytes)
+    Ok(&bytes[..filled])
 }
 
 #[cfg(test)]
