@@ -1,4 +1,5 @@
-//! The two agents: where they live, how they are started, and that they end.
+//! The agents, and the floor program beside them: where they live, how they are
+//! started, and that they end.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
@@ -20,16 +21,21 @@ const FIRST_ACCOUNT: u32 = 61_871;
 /// How long an agent may take to start, or to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// One of the two.
+/// One of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Which {
     Stock,
     Postern,
+    /// What no agent can beat: the same socket, and replies of the same sizes that
+    /// nobody thought about.
+    Floor,
 }
 
 impl Which {
-    /// In the order of the table's columns.
+    /// Those that are agents, in the order of the tables' columns.
     pub(crate) const BOTH: [Self; 2] = [Self::Stock, Self::Postern];
+    /// In the order of the table's columns.
+    pub(crate) const ALL: [Self; 3] = [Self::Stock, Self::Postern, Self::Floor];
 }
 
 /// The directory of a run, and what runs there.
@@ -117,6 +123,7 @@ impl Place {
     pub(crate) fn program(&self, which: Which) -> PathBuf {
         match which {
             Which::Stock => self.stock.clone(),
+            Which::Floor => std::env::current_exe().unwrap_or_default(),
             Which::Postern => match std::env::var_os("POSTERN") {
                 Some(named) => named.into(),
                 None => env!("CARGO_BIN_EXE_postern").into(),
@@ -128,6 +135,7 @@ impl Place {
         self.path(match which {
             Which::Stock => "stock.sock",
             Which::Postern => "postern.sock",
+            Which::Floor => "floor.sock",
         })
     }
 
@@ -143,6 +151,7 @@ impl Place {
                 .arg(self.path("policy.toml"))
                 .arg("--channel")
                 .arg(format!("unix-listen:{}", socket.display())),
+            Which::Floor => command.arg("--floor").arg(socket),
         };
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command

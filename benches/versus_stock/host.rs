@@ -51,6 +51,20 @@ impl Host {
         }
     }
 
+    /// Sends many requests at once and takes as many replies.
+    pub(crate) fn call_all(&mut self, requests: &[u8], count: usize) -> Result<()> {
+        self.stream.write_all(requests)?;
+        let mut lines = 0;
+        while lines < count {
+            let got = self.stream.read(&mut self.buffer)?;
+            if got == 0 {
+                return Err("the agent closed the connection".into());
+            }
+            lines += memchr::memchr_iter(b'\n', &self.buffer[..got]).count();
+        }
+        Ok(())
+    }
+
     /// Sends one request whose reply has to be `reply`.
     pub(crate) fn expect(&mut self, request: &[u8], reply: &[u8]) -> Result<()> {
         let got = self.call(request)?;

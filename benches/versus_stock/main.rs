@@ -1,8 +1,9 @@
-//! Postern beside stock `qemu-ga`: the same client, the same socket type, the
-//! same run.
+//! Postern beside stock `qemu-ga`, and both beside a floor program: the same client,
+//! the same socket type, the same run.
 //!
-//! Both agents run all the time and take turns, so that a busy machine is busy
-//! for both. It asserts what replies say, never how fast they come: the exit
+//! All run all the time and take turns, so that a busy machine is busy for all. The
+//! floor program (`floor.rs`) answers with ready-made replies of the same size: what
+//! is above its figure is the agent's own cost. It asserts what replies say, never how fast they come: the exit
 //! status tells whether something failed, the table at the end tells the rest.
 //!
 //! As root postern runs as it does in a guest, with numeric accounts that need
@@ -27,22 +28,32 @@
 #![forbid(unsafe_code)]
 
 mod agents;
+mod floor;
 mod host;
 mod measure;
 mod memory;
+mod session;
 mod table;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use agents::{Agent, Place, Which};
-use measure::{Effort, Scenario, Session};
-use table::{Better, Table};
+use measure::{Effort, Scenario};
+use session::Session;
+use table::{Better, Figure, Table};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [first, socket] = arguments.as_slice()
+        && first == "--floor"
+    {
+        // Ends with its client, by a signal.
+        return floor::serve(socket.as_ref()).map_or(ExitCode::FAILURE, |never| match never {});
+    }
     let figures = arguments.iter().any(|argument| argument == "--bench");
     let only = arguments.iter().find(|argument| !argument.starts_with('-')).map_or("", String::as_str);
     let effort = if figures {
@@ -65,24 +76,28 @@ fn main() -> ExitCode {
 fn run(effort: &Effort, only: &str) -> Result<Table> {
     let place = Place::new()?;
     let mut table = Table::new(&place);
-    let mut sessions = Session::both(&place)?;
+    let mut sessions = Session::all(&place)?;
 
     // Before the load, for memory once used is not always given back.
-    let rest = memory::pss(&sessions, &mut table)?;
+    let rest = memory::pss(&sessions, &mut table);
     for scenario in Scenario::all().into_iter().filter(|scenario| scenario.title().contains(only)) {
         eprintln!("{}", scenario.title());
         measure::take_turns(&scenario, effort, &mut sessions, &mut table)?;
     }
-    let after = memory::pss(&sessions, &mut table)?;
+    let after = memory::pss(&sessions, &mut table);
     table.add("memory at rest: PSS of all processes", "KiB", Better::Less, rest);
     table.add("the same after all of the above", "KiB", Better::Less, after);
-    table.add("largest resident size so far, all processes", "KiB", Better::Less, memory::peak(&sessions)?);
+    measure::rises(&mut sessions, &mut table)?;
     drop(sessions);
 
     eprintln!("start-up");
     measure::start_up(&place, effort, &mut table)?;
-    table.add("executable", "bytes", Better::Less, Which::BOTH.map(|which| memory::file_size(&place.program(which))));
-    let mapped = Which::BOTH.map(|which| memory::with_libraries(&place.program(which)));
+    let sizes = |size: fn(&Path) -> Option<f64>| {
+        let [stock, postern] = Which::BOTH.map(|which| size(&place.program(which)).map(Figure::one));
+        [stock, postern, None]
+    };
+    table.add("executable", "bytes", Better::Less, sizes(memory::file_size));
+    let mapped = sizes(memory::with_libraries);
     table.add("executable and shared libraries but the C library's", "bytes", Better::Less, mapped);
     Ok(table)
 }
@@ -91,6 +106,7 @@ fn run(effort: &Effort, only: &str) -> Result<Table> {
 fn start(place: &Place, which: Which) -> Result<(Agent, host::Host)> {
     let agent = Agent::start(place, which)?;
     let mut host = agent.meet()?;
+    // Also what the floor program says before it is told otherwise.
     host.expect(&host::command("guest-sync", "\"id\": 7"), b"{\"return\": 7}")?;
     Ok((agent, host))
 }

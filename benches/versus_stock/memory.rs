@@ -3,35 +3,58 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use super::Result;
-use super::measure::Session;
-use super::table::Table;
+use super::agents::Agent;
+use super::session::Session;
+use super::table::{Figure, Table};
 
 /// Files of the C library itself, which every guest has.
 const C_LIBRARY: [&str; 4] = ["libc.so", "libm.so", "ld-linux", "linux-vdso"];
 
 /// Proportional set size of all processes in KiB: what is shared counts once.
-pub(crate) fn pss(sessions: &[Session; 2], table: &mut Table) -> Result<[Option<f64>; 2]> {
-    let mut sums = [None; 2];
+pub(crate) fn pss(sessions: &[Session; 3], table: &mut Table) -> [Option<Figure>; 3] {
+    let mut sums = [None; 3];
     for (sum, session) in sums.iter_mut().zip(sessions) {
-        let files = session.agent.processes()?.into_iter().map(|pid| format!("/proc/{pid}/smaps_rollup"));
-        match files.map(|file| field(&file, "Pss:")).sum::<Result<f64>>() {
-            Ok(kib) => *sum = Some(kib),
+        match all(&session.agent, "smaps_rollup", "Pss:") {
+            Ok(kib) => *sum = Some(Figure::one(kib)),
             Err(why) => table.could_not(format!("read PSS of every process ({why}); root can")),
         }
     }
-    Ok(sums)
+    sums
+}
+
+/// The resident sizes of the processes, summed, in KiB; from now on their peak
+/// counts anew.
+pub(crate) fn resident(agent: &Agent) -> Result<f64> {
+    for process in agent.processes()? {
+        // 5: forgets the peak (proc_pid_clear_refs(5)).
+        fs::write(format!("/proc/{process}/clear_refs"), "5")?;
+    }
+    all(agent, "status", "VmRSS:")
 }
 
 /// The largest resident sizes that the processes had, summed, in KiB.
-pub(crate) fn peak(sessions: &[Session; 2]) -> Result<[Option<f64>; 2]> {
-    let mut sums = [None; 2];
-    for (sum, session) in sums.iter_mut().zip(sessions) {
-        let files = session.agent.processes()?.into_iter().map(|pid| format!("/proc/{pid}/status"));
-        *sum = Some(files.map(|file| field(&file, "VmHWM:")).sum::<Result<f64>>()?);
+pub(crate) fn peak(agent: &Agent) -> Result<f64> {
+    all(agent, "status", "VmHWM:")
+}
+
+/// The time that the processes have run on a CPU.
+pub(crate) fn processor_time(agent: &Agent) -> Result<Duration> {
+    let mut sum = Duration::ZERO;
+    for process in agent.processes()? {
+        for thread in fs::read_dir(format!("/proc/{process}/task"))? {
+            let text = fs::read_to_string(thread?.path().join("schedstat"))?;
+            sum += Duration::from_nanos(text.split(' ').next().unwrap_or_default().parse()?);
+        }
     }
-    Ok(sums)
+    Ok(sum)
+}
+
+/// The sum over all processes of what a file of theirs has for `name`.
+fn all(agent: &Agent, file: &str, name: &str) -> Result<f64> {
+    agent.processes()?.into_iter().map(|pid| field(&format!("/proc/{pid}/{file}"), name)).sum()
 }
 
 /// The number behind `name` in a file of /proc.
