@@ -37,6 +37,8 @@ use super::qga::{Id, Incoming, QgaError, Request};
 
 /// A buffer that grew beyond this for one large request is given back.
 const KEEP: usize = 2 << 20;
+/// Replies to requests that came at once leave at once, up to so many bytes.
+const TOGETHER: usize = 16 << 10;
 /// Counted commands are reported at least this often.
 const REPORT_AFTER: u64 = 65_536;
 
@@ -84,7 +86,7 @@ pub(crate) struct Session {
     counts: [u64; 64],
     counted: u64,
     rates: Rates,
-    /// The reply under construction.
+    /// Replies that are to leave, the last one perhaps under construction.
     out: Vec<u8>,
     /// File contents on their way.
     data: Vec<u8>,
@@ -112,6 +114,7 @@ impl Session {
 
     /// Another host is there: it is owed nothing that the last one asked for.
     pub(crate) fn new_host(&mut self) -> Result<(), BrokerLost> {
+        self.out.clear();
         self.forget()
     }
 
@@ -121,6 +124,17 @@ impl Session {
             || matches!(self.freeze, Some(Running::Owed(_)))
             || matches!(self.thaw, Some(Running::Owed(_)))
             || matches!(self.acting, Some(Acting { running: Running::Owed(_), .. }))
+    }
+
+    /// Sends the replies that are there. Called when no whole request is left, and
+    /// before anything that can wait.
+    pub(crate) fn flush(&mut self, channel: &Channel) -> Result<(), Stop> {
+        let sent = channel.write_all(&self.out, &mut self.broker);
+        self.out.clear();
+        if self.out.capacity() > KEEP {
+            self.out = Vec::new();
+        }
+        sent
     }
 
     /// Nobody waits any more for what was asked for.
@@ -272,6 +286,9 @@ impl Session {
     }
 
     fn act(&mut self, request: Request<'_>, id: Id, channel: &Channel) -> Result<(), Stop> {
+        if !request.is_instant() {
+            self.flush(channel)?;
+        }
         match request {
             Request::Ping => self.succeed(channel, &Empty {}, &id),
             Request::Tell(command) => self.tell(command, &id, channel),
@@ -281,7 +298,6 @@ impl Session {
             }
             Request::SyncDelimited { id: echo } => {
                 self.forget()?;
-                self.out.clear();
                 reply::delimited(&mut self.out, echo, &id);
                 self.send(channel)
             }
@@ -376,22 +392,18 @@ impl Session {
     }
 
     fn succeed(&mut self, channel: &Channel, value: &impl serde::Serialize, id: &Id) -> Result<(), Stop> {
-        self.out.clear();
         reply::success(&mut self.out, value, id);
         self.send(channel)
     }
 
     fn fail(&mut self, channel: &Channel, error: &QgaError, id: &Id) -> Result<(), Stop> {
-        self.out.clear();
         reply::error(&mut self.out, error, id);
         self.send(channel)
     }
 
+    /// Sends what is there if it is much; what is little waits for the end of what
+    /// the host sent at once.
     fn send(&mut self, channel: &Channel) -> Result<(), Stop> {
-        let sent = channel.write_all(&self.out, &mut self.broker);
-        if self.out.capacity() > KEEP {
-            self.out = Vec::new();
-        }
-        sent
+        if self.out.len() < TOGETHER { Ok(()) } else { self.flush(channel) }
     }
 }

@@ -164,7 +164,8 @@ impl Worker {
             }
             other => {
                 let outcome = self.session.note(other, self.channel.as_ref());
-                self.settle(outcome)
+                self.settle(outcome)?;
+                self.flush()
             }
         }
     }
@@ -214,11 +215,17 @@ impl Worker {
     /// Answers every whole message that is there.
     fn answer_all(&mut self) -> Result<(), End> {
         while let Some(channel) = &self.channel {
-            let Some(message) = self.decoder.next_message() else { return Ok(()) };
+            let Some(message) = self.decoder.next_message() else { break };
             let outcome = self.session.answer(message, channel);
             self.settle(outcome)?;
         }
-        Ok(())
+        self.flush()
+    }
+
+    fn flush(&mut self) -> Result<(), End> {
+        let Some(channel) = &self.channel else { return Ok(()) };
+        let outcome = self.session.flush(channel);
+        self.settle(outcome)
     }
 
     /// A host that left is let go of; a broker that left ends the worker.

@@ -40,7 +40,6 @@ impl Session {
             Ok(got) => got,
             Err(errno) => return self.fail(channel, &QgaError::Read(errno), id),
         };
-        self.out.clear();
         reply::read_head(&mut self.out);
         let mut encoder = base64::Encoder::default();
         let mut total = 0;
@@ -51,8 +50,9 @@ impl Session {
             if next == 0 || got < PIECE {
                 break;
             }
-            channel.write_all(&self.out, &mut self.broker)?;
+            let sent = channel.write_all(&self.out, &mut self.broker);
             self.out.clear();
+            sent?;
             // Each piece may have waited for a slow server.
             self.broker.attend()?;
             got = file.read(&mut self.data[..next]).unwrap_or(0);

@@ -89,6 +89,15 @@ pub enum Request<'a> {
     },
 }
 
+impl Request<'_> {
+    /// Whether the reply is known without asking anybody: nothing behind it has to
+    /// wait for it to leave.
+    #[must_use]
+    pub const fn is_instant(&self) -> bool {
+        matches!(self, Self::Ping | Self::Sync { .. } | Self::SyncDelimited { .. } | Self::Info)
+    }
+}
+
 /// Where a seek starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whence {
