@@ -40,7 +40,10 @@ pub(super) enum Parting {
 
 /// A child with what it is to be told first. One that cannot be told has ended
 /// already, or was never born: its pipe or the spawner says so.
-fn told<Out: Frame, In: Frame>(mut child: Child<Out, In>, first: impl IntoIterator<Item = Out>) -> Child<Out, In> {
+pub(super) fn told<Out: Frame, In: Frame>(
+    mut child: Child<Out, In>,
+    first: impl IntoIterator<Item = Out>,
+) -> Child<Out, In> {
     let _ = child.tell(first);
     child
 }

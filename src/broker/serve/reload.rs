@@ -22,7 +22,7 @@ use postern_core::policy::written::PolicyError;
 use postern_core::policy::{Audit, Policy};
 
 use super::candidate::{Candidate, Tried};
-use super::children::Parting;
+use super::children::{Parting, told};
 use super::manager::Standing as Status;
 use super::{Broker, Gone, text};
 use crate::about;
@@ -159,7 +159,7 @@ impl Broker {
             let orders = part.orders().map_err(|path| format!("{} is too long", path.display()))?;
             let child: Opener = self.parts.family.start_apart(Role::Opener).map_err(failed)?;
             self.equip_opener(&child, policy);
-            opener.insert(child).tell(orders).map_err(failed)?;
+            opener = Some(told(child, orders));
         }
         // Without a port there is none, and the next one is of the new policy. Where
         // one waits for its turn to be born, the new one does not.
@@ -168,7 +168,7 @@ impl Broker {
             let child: Worker = self.parts.family.start_apart(Role::Worker).map_err(failed)?;
             let setup = Answer::Setup { part: policy.worker_part(), frozen: self.is_frozen() };
             self.equip(&child, policy.facts());
-            worker.insert(child).tell([setup]).map_err(failed)?;
+            worker = Some(told(child, [setup]));
         }
         Ok((opener, worker))
     }
