@@ -105,7 +105,7 @@ fn reads_nothing() {
     let disk = Disk::small("ext4", "/scratch.img");
     let mounted = disk.mount("/scratch");
     let home = Home::new();
-    let agent = home.start(&(policy("") + "[freeze]\nlimit = \"2s\"\n"));
+    let agent = home.start(&(policy("") + "[freeze]\nlimit = \"5s\"\n"));
     let stuffed = stuck_while_frozen(&agent, &mounted);
     let thawed = agent.await_record("guest-fsfreeze-thaw", |_| true);
     assert_eq!(thawed["event"]["reason"], "the time limit passed", "{thawed}");
@@ -122,7 +122,7 @@ fn reads_slowly() {
     let disk = Disk::small("ext4", "/scratch.img");
     let mounted = disk.mount("/scratch");
     let home = Home::new();
-    let agent = home.start(&(policy("") + "[freeze]\nlimit = \"3s\"\n"));
+    let agent = home.start(&(policy("") + "[freeze]\nlimit = \"5s\"\n"));
     let begun = Instant::now();
     let mut stuffed = stuck_while_frozen(&agent, &mounted);
     // A byte a second: the worker is always in the midst of a reply.

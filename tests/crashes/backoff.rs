@@ -79,7 +79,7 @@ fn a_crash_loop_keeps_nothing_frozen() {
     let disk = Disk::small("ext4", "/disk.img");
     let mounted = disk.mount("/disk");
     let home = Home::new();
-    let agent = home.start(&with("[freeze]\nlimit = \"2s\"\n"));
+    let agent = home.start(&with("[freeze]\nlimit = \"4s\"\n"));
     let mut host = agent.connect();
     crash(&agent, FREE - 1);
     host.ping();
@@ -99,7 +99,7 @@ fn a_crash_loop_keeps_nothing_frozen() {
             .pop()
             .filter(|record| record["event"]["reason"] == "the time limit passed")
     });
-    println!("    thawed by the limit of 2 s, {:?} after the fifth crash", struck.elapsed());
+    println!("    thawed by the limit of 4 s, {:?} after the fifth crash", struck.elapsed());
     assert!(!mounted.is_frozen());
     if struck.elapsed() < FIRST / 2 {
         assert!(!agent.family().contains_key("worker"), "nobody was born for it");

@@ -29,7 +29,7 @@ const BIRTHS: usize = if cfg!(debug_assertions) { 2 } else { 8 };
 const FREE: usize = 4;
 
 fn policy() -> String {
-    with("[freeze]\nlimit = \"2s\"\n")
+    with("[freeze]\nlimit = \"6s\"\n")
 }
 
 fn disk() -> (Disk, Mounted) {
@@ -220,7 +220,7 @@ fn all_killed_at_once_are_followed_by_others() {
             eventually("the limit thaws", || (status(&mut host) == "thawed").then_some(()));
             assert!(!mounted.is_frozen());
             println!(
-                "    | all four, SIGKILL | at rest | frozen | 1 | - | - | thawed by the limit of 2 s, {:.1} s after the kill |",
+                "    | all four, SIGKILL | at rest | frozen | 1 | - | - | thawed by the limit of 6 s, {:.1} s after the kill |",
                 struck.elapsed().as_secs_f32()
             );
         }

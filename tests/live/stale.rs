@@ -136,7 +136,7 @@ fn stage(record: &Value) -> String {
 fn a_host_that_vanishes_leaves_the_limit_running() {
     let scene = Scene::new();
     let home = Home::new();
-    let agent = home.start(&with("[freeze]\nlimit = \"2s\"\n"));
+    let agent = home.start(&with("[freeze]\nlimit = \"4s\"\n"));
     for (leaves, dies) in [(true, false), (false, true), (true, true)] {
         let mut host = agent.connect();
         scene.stick(&agent, &mut host, "freeze");

@@ -180,7 +180,7 @@ fn a_stuck_freeze_is_ended_by_a_thaw() {
 fn a_stuck_freeze_is_ended_by_the_time_limit() {
     let scene = Scene::new();
     let home = Home::new();
-    let agent = home.start(&with("[freeze]\nlimit = \"1s\"\n"));
+    let agent = home.start(&with("[freeze]\nlimit = \"4s\"\n"));
     let mut host = agent.connect();
     scene.stick(&agent, &mut host, "freeze");
     eventually("what is frozen already is thawed", || (!scene.third.is_frozen()).then_some(()));
