@@ -11,7 +11,7 @@ use nix::libc;
 use serde_json::{Value, json};
 
 use crate::scene::{start_quietly, story, verify};
-use crate::support::agent::Home;
+use crate::support::agent::{Home, eventually};
 use crate::support::init::{self as inits, Inbox, Kind, halt_is, runlevel};
 use crate::support::runner::{Role, Test};
 
@@ -64,11 +64,22 @@ fn init(arguments: &[String]) {
     // Where init is known only `kernel` means the kernel.
     let systemd = Path::new("/run/systemd/system").exists();
     let due = method == "kernel" || (method == "auto" && !systemd);
+    let (mut signals, mut requests) = (Vec::new(), Vec::new());
+    let mut heard = || {
+        signals.extend(inbox.signals());
+        requests.extend(inbox.requests());
+        // What it is told first is what its halt is to be.
+        !signals.is_empty() || requests.last().is_some_and(|request| !request.contains("INIT_HALT"))
+    };
+    if !refused && !due {
+        eventually("init is asked", || heard().then_some(()));
+    }
     wait_for_reboot(due && !refused);
-    for info in inbox.signals() {
+    heard();
+    for info in signals {
         println!("signal {} from uid {}", info.ssi_signo, if info.ssi_uid == home.broker { "broker" } else { "?" });
     }
-    inbox.requests().iter().for_each(|request| println!("{request}"));
+    requests.iter().for_each(|request| println!("{request}"));
     let capabilities = fs::read_to_string(format!("/proc/{}/status", agent.pid())).expect("the broker's status");
     let effective = capabilities.lines().find_map(|line| line.strip_prefix("CapEff:\t")).expect("CapEff");
     println!("CapEff {effective}");
@@ -80,7 +91,8 @@ fn init(arguments: &[String]) {
 }
 
 /// The kernel's answer to `reboot(2)` ends this namespace and us with it, at any
-/// moment; where none is due it is waited for a little.
+/// moment; where none is due it is waited for a little, as for what else should not
+/// come.
 fn wait_for_reboot(due: bool) {
     // A liveness bound: before it comes sync(2), for which the whole machine's
     // disks count.
