@@ -399,9 +399,10 @@ fn a_dead_opener_is_replaced() {
     // An open that is under way when its opener dies fails; nothing hangs.
     let second = agent.process(OPENER, first);
     agent.signal(OPENER, Signal::SIGSTOP);
-    let request = json!({ "execute": "guest-file-open", "arguments": { "path": path.to_str() } });
+    let request = json!({ "execute": "guest-file-open", "arguments": { "path": path.to_str(), "mode": "w" } });
     host.send(request.to_string().as_bytes());
-    std::thread::sleep(Duration::from_millis(100));
+    // The record comes before the opener is told.
+    agent.await_record("guest-file-open", |record| record["postern"]["stage"] == "asked");
     agent.signal(OPENER, Signal::SIGKILL);
     let reply = host.hear();
     assert!(reply["error"]["desc"].as_str().is_some_and(|why| why.contains("Input/output error")), "{reply}");

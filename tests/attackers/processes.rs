@@ -115,6 +115,15 @@ fn any_signal(send: impl Fn(u64) -> io::Result<()>) -> io::Result<()> {
     last
 }
 
+/// Whether a SIGKILL waits for the process to run again, which on a machine with
+/// much else to do may be later.
+fn is_to_die(pid: i32) -> bool {
+    let status = fs::read_to_string(proc(pid, "status")).unwrap_or_default();
+    let pending = status.lines().find_map(|line| line.strip_prefix("SigPnd:"));
+    let pending = pending.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    pending.is_some_and(|mask| mask & 1 << (libc::SIGKILL - 1) != 0)
+}
+
 /// Makes the target the owner of a pipe, which then signals it: nothing refuses
 /// the wish, so its effect is looked for.
 fn through_an_owner(pid: i32) -> io::Result<()> {
@@ -130,7 +139,7 @@ fn through_an_owner(pid: i32) -> io::Result<()> {
     nix::unistd::write(&write, b"x")?;
     let since = Instant::now();
     while since.elapsed() < Duration::from_millis(300) {
-        if fs::read_to_string(proc(pid, "stat")).map_or(true, |stat| stat.contains(") Z ")) {
+        if fs::read_to_string(proc(pid, "stat")).map_or(true, |stat| stat.contains(") Z ")) || is_to_die(pid) {
             return Ok(());
         }
         sleep(Duration::from_millis(5));

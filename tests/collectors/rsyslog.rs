@@ -6,13 +6,14 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::certificates::certificates;
-use crate::support::agent::{Home, eventually};
+use crate::support::agent::{Home, LIVELY, eventually, within};
 
 const SEND: &str = include_str!("../../audit/collectors/rsyslog-send.conf");
 const RECEIVE: &str = include_str!("../../audit/collectors/rsyslog-receive.conf");
@@ -157,10 +158,12 @@ impl Place {
         fs::read_to_string(self.directory.path().join("said")).unwrap_or_default()
     }
 
-    /// Waits until the copy ends with this line.
+    /// Waits until the copy ends with this line. A sender whose server was away tries
+    /// again only seconds later, and may have much to send.
     pub(crate) fn await_line(&self, line: &str) {
         let line = format!("{line}\n");
-        eventually(&format!("the copy ends with {line}; rsyslog said: {}", self.said()), || {
+        let what = format!("the copy ends with {line}; rsyslog said: {}", self.said());
+        within(LIVELY * 4, Duration::from_millis(50), &what, || {
             fs::read_to_string(self.copy()).is_ok_and(|copy| copy.ends_with(&line)).then_some(())
         });
     }
