@@ -20,14 +20,14 @@ use serde_json::{Value, json};
 
 use super::odd;
 use crate::scene;
-use crate::support::agent::{Home, LIVELY, eventually};
+use crate::support::agent::{Home, LIVELY, eventually, family_of, lives};
 use crate::support::disk::Disk;
 
 /// The table as it is published.
 const TABLE: &str = include_str!("BESIDE.md");
 
-/// What is not answered within this is noted as such.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+/// What stock does not answer within this is noted as such.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Whose turn it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -172,6 +172,21 @@ impl Stage {
         self.noted.push(format!("{to} → {said}"));
     }
 
+    /// Notes whether there is a reply although something is stuck. What answers by
+    /// then on a machine with much else to do has so long.
+    pub(crate) fn hear_meanwhile(&mut self, to: &str) {
+        self.hear(to, if self.agent == Agent::Stock { PATIENCE } else { LIVELY });
+    }
+
+    /// Waits until postern has read what was sent to it; stock reads nothing meanwhile.
+    pub(crate) fn is_read(&mut self) {
+        if self.agent == Agent::Postern {
+            let before = self.noted.len();
+            self.status();
+            self.noted.truncate(before);
+        }
+    }
+
     fn ask(&mut self, name: &str, command: &str, arguments: &Value) {
         self.send(command, arguments);
         self.hear(name, LIVELY);
@@ -201,10 +216,10 @@ impl Stage {
     }
 
     pub(crate) fn kill_agent(&mut self) {
+        let family = family_of(self.process.id().cast_signed());
         self.process.kill().expect("SIGKILL");
         self.process.wait().expect("its end");
-        // Its family ends a moment later.
-        sleep(Duration::from_millis(200));
+        eventually("its family is gone", || family.values().all(|pid| !lives(*pid)).then_some(()));
     }
 
     pub(crate) fn end_agent(&mut self) {

@@ -13,7 +13,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use postern_core::sys::fs::{FIFREEZE, freeze, thaw};
 use serde_json::json;
 
-use super::beside::{Agent, PATIENCE, Scene, Scratch, Stage};
+use super::beside::{Agent, Scene, Scratch, Stage};
 use crate::support::agent::{LIVELY, eventually};
 use crate::support::disk::{Disk, one_that_fails};
 use crate::support::process::is_inside_ioctl;
@@ -211,7 +211,7 @@ pub(crate) const SCENES: &[Scene] = &[
             stage.start_over();
             fs::write(upper.path("data"), vec![7; 1 << 20]).expect("something to flush");
             stage.send("guest-fsfreeze-freeze", &json!({}));
-            stage.hear("freeze", PATIENCE);
+            stage.hear_meanwhile("freeze");
             if stage.agent == Agent::Stock {
                 stage.note(if lower.thaw() { "*fsfreeze -u /lower: done*" } else { "*it was not frozen*" });
                 stage.hear("freeze", LIVELY);
@@ -237,7 +237,7 @@ pub(crate) const SCENES: &[Scene] = &[
             let server = Server::mount_as("fuseblk", &third.device, "/ntfs");
             server.die();
             stage.send("guest-fsfreeze-freeze", &json!({}));
-            stage.hear("freeze", PATIENCE);
+            stage.hear_meanwhile("freeze");
             if stage.agent == Agent::Stock {
                 stage.note("*the server ends*");
                 server.abort();
@@ -253,9 +253,9 @@ pub(crate) const SCENES: &[Scene] = &[
         |stage| {
             let (lower, root) = stuck(stage);
             stage.send("guest-ping", &json!({}));
-            stage.hear("ping", PATIENCE);
+            stage.hear_meanwhile("ping");
             stage.send("guest-fsfreeze-thaw", &json!({}));
-            sleep(Duration::from_millis(100));
+            stage.is_read();
             stage.note("*fsfreeze -u /lower*");
             thaw(root.as_fd()).expect("the lower one's thaw");
             let rest: &[&str] =
@@ -270,7 +270,7 @@ pub(crate) const SCENES: &[Scene] = &[
         let (lower, root) = stuck(stage);
         stage.connect_anew();
         stage.send("guest-ping", &json!({}));
-        stage.hear("ping", PATIENCE);
+        stage.hear_meanwhile("ping");
         stage.note("*fsfreeze -u /lower*");
         thaw(root.as_fd()).expect("the lower one's thaw");
         if stage.agent == Agent::Stock {
@@ -294,7 +294,7 @@ pub(crate) const SCENES: &[Scene] = &[
     }),
     other(NEVER_THAWS, "the policy's limit thaws: three seconds here", |stage| {
         stage.freeze();
-        sleep(Duration::from_secs(4));
+        sleep(Duration::from_secs(6));
         stage.status();
     }),
 ];

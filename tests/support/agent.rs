@@ -240,18 +240,7 @@ impl Agent<'_> {
 
     /// Its processes by the name that `ps` shows, without `postern: `.
     pub(crate) fn family(&self) -> BTreeMap<String, i32> {
-        let mut found = BTreeMap::from([(name_of(self.pid()).unwrap_or_default(), self.pid())]);
-        let all = processes();
-        let mut parents = vec![self.pid()];
-        while let Some(parent) = parents.pop() {
-            for (pid, _) in all.iter().filter(|(_, of)| *of == parent) {
-                // One that is being born still has its parent's name: it must
-                // not take its place.
-                found.entry(name_of(*pid).unwrap_or_default()).or_insert(*pid);
-                parents.push(*pid);
-            }
-        }
-        found
+        family_of(self.pid())
     }
 
     /// The process of this name, once there is one that is not `but`.
@@ -306,6 +295,22 @@ fn records_in(log: &Path) -> Vec<Value> {
     let text = fs::read_to_string(log).unwrap_or_default();
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     whole.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// This broker and what is below it: see [`Agent::family`].
+pub(crate) fn family_of(broker: i32) -> BTreeMap<String, i32> {
+    let mut found = BTreeMap::from([(name_of(broker).unwrap_or_default(), broker)]);
+    let all = processes();
+    let mut parents = vec![broker];
+    while let Some(parent) = parents.pop() {
+        for (pid, _) in all.iter().filter(|(_, of)| *of == parent) {
+            // One that is being born still has its parent's name: it must
+            // not take its place.
+            found.entry(name_of(*pid).unwrap_or_default()).or_insert(*pid);
+            parents.push(*pid);
+        }
+    }
+    found
 }
 
 /// The name that `ps` shows, without `postern: `.
