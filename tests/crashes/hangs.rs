@@ -202,7 +202,7 @@ fn what_the_broker_closes_holds_up_nobody() {
     });
     let asked = Instant::now();
     host.open(&local, "r").expect_err("four hang");
-    assert!(asked.elapsed() < HANG / 2, "at once: {:?}", asked.elapsed());
+    assert!(asked.elapsed() < HANG, "at once: {:?}", asked.elapsed());
     host.ping();
     drop(server);
     eventually("all is well again", || host.open(&local, "r").ok());

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
@@ -280,5 +280,4 @@ fn a_guest_that_cannot_fork_is_thawed_and_served_again() {
     host.ping();
     let outcome = format!("thawed by the limit of 1 s after {:.1} s; tried each second", thawed.as_secs_f32());
     table::row("spawner, EAGAIN", "RLIMIT_NPROC", true, given.elapsed(), &outcome);
-    assert!(given.elapsed() < Duration::from_secs(20), "{:?}", given.elapsed());
 }

@@ -252,7 +252,7 @@ impl<'a> Stage<'a> {
         }
         let struck = traced.strike(point.kind);
         // One that asks for no memory any more lives on.
-        let patience = if point.kind == Kind::Memory { Duration::from_millis(100) } else { LIVELY };
+        let patience = if point.kind == Kind::Memory { Duration::from_millis(500) } else { LIVELY };
         let ended = traced.ends_within(patience);
         if !ended {
             kill(traced.pid, Signal::SIGKILL).expect("SIGKILL");

@@ -27,7 +27,7 @@ use super::{records, trace};
 pub(crate) use super::binary::BINARY;
 
 /// Within this everything that must happen has happened, on the slowest machine.
-pub(crate) const LIVELY: Duration = Duration::from_secs(30);
+pub(crate) const LIVELY: Duration = Duration::from_secs(60);
 
 /// Waits until `look` sees something; panics if it never does.
 pub(crate) fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
