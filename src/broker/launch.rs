@@ -50,6 +50,7 @@ use crate::passed::Passed;
 use crate::say::{Filesystems, Level, Voice};
 use crate::serve::{Broker, Parts};
 use crate::shutdown::{self, Init, Shutdown};
+use crate::sources::Sources;
 
 fn call<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> Fatal {
     move |why| Fatal::Call(what, why.into())
@@ -136,6 +137,7 @@ fn start(options: Options, passed: Passed, starter: Option<Starter>) -> Result<(
     if let Some(warning) = network.warning() {
         voice.say(Level::Warning, warning);
     }
+    let sources = Sources::open(policy.facts(), network.of());
     let mounts = needs_freeze.then(MountTable::open).transpose().map_err(call("reading the mount table"))?;
     confine::limits::make_room()?;
     let means = if privileged { Means::open(&policy, Path::new("/sys")) } else { Ok(Means::default()) };
@@ -210,6 +212,7 @@ fn start(options: Options, passed: Passed, starter: Option<Starter>) -> Result<(
         unprivileged: !privileged,
         opens: policy.commands.contains(Command::FileOpen),
         commands: policy.commands,
+        facts: policy.facts(),
         freezes: needs_freeze,
         shuts_down: privileged && policy.needs(Act::Shutdown),
         syncs: plan.filter.log.is_some_and(|log| log.sync),
@@ -242,6 +245,7 @@ fn start(options: Options, passed: Passed, starter: Option<Starter>) -> Result<(
         handles,
         memory,
         network,
+        sources,
         host,
         family,
         signals,

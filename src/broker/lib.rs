@@ -31,6 +31,7 @@ mod port;
 pub mod say;
 mod serve;
 pub mod shutdown;
+mod sources;
 pub mod spawner;
 
 pub use background::OwnFileError;

@@ -1,6 +1,6 @@
 //! What tells of the guest's network: a netlink socket, over which the kernel answers
-//! about interfaces, and its tables of routes. Opened at the start, each only if the
-//! policy has it told, and handed to workers as they are.
+//! about interfaces, opened at the start if the policy has them told, and handed to
+//! workers as it is; and whose tables of routes are the guest's.
 //!
 //! What a descriptor shows is the network namespace in which it was opened. That is
 //! this process's own, unless a service manager passed the socket: then both are
@@ -9,23 +9,21 @@
 //! Trust: runs as who started it, before any host byte is read. Nothing is read here
 //! from any of them.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::rc::Rc;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use postern_core::catalogue::facts::{Fact, FactSet, Reads};
 
-/// The descriptors.
+/// The socket.
 #[derive(Debug)]
 pub(crate) struct Network {
     socket: Option<OwnedFd>,
-    tables: BTreeMap<Fact, Rc<OwnedFd>>,
     /// It was passed nothing, and is not where process 1 is.
     apart: bool,
+    of: &'static str,
 }
 
 impl Network {
@@ -33,38 +31,26 @@ impl Network {
     /// is closed.
     ///
     /// # Errors
-    /// As socket(2) and open(2). A table that is not there the guest does not have:
-    /// it is without IPv6.
+    /// As socket(2).
     pub(crate) fn open(facts: FactSet, passed: Option<OwnedFd>) -> io::Result<Self> {
         let of = if passed.is_some() { "1" } else { "self" };
-        let mut network = Self { socket: None, tables: BTreeMap::new(), apart: false };
-        for fact in facts.iter() {
-            if let Reads::Network(name) = fact.row().reads {
-                match File::open(format!("/proc/{of}/net/{name}")) {
-                    Ok(table) => _ = network.tables.insert(fact, Rc::new(table.into())),
-                    Err(why) if why.kind() == io::ErrorKind::NotFound => {}
-                    Err(why) => return Err(why),
-                }
-            }
-        }
+        let of_network = |fact: Fact| matches!(fact.row().reads, Reads::Netlink | Reads::Network(_));
+        let apart = passed.is_none() && facts.iter().any(of_network) && is_apart();
+        let (flags, route) = (SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute);
+        let own = || socket(AddressFamily::Netlink, SockType::Raw, flags, route);
         let tells = facts.contains(Fact::Interfaces);
-        network.apart = passed.is_none() && (tells || !network.tables.is_empty()) && is_apart();
-        if tells {
-            let (flags, route) = (SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute);
-            let own = || socket(AddressFamily::Netlink, SockType::Raw, flags, route);
-            network.socket = Some(passed.map_or_else(own, Ok)?);
-        }
-        Ok(network)
+        let socket = tells.then(|| passed.map_or_else(own, Ok)).transpose()?;
+        Ok(Self { socket, apart, of })
+    }
+
+    /// Whose network that is, as a name in `/proc`.
+    pub(crate) const fn of(&self) -> &'static str {
+        self.of
     }
 
     /// What a worker asks for interfaces.
     pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.socket.as_ref().map(AsFd::as_fd)
-    }
-
-    /// What a worker reads such a fact from.
-    pub(crate) fn table(&self, fact: Fact) -> Option<Rc<OwnedFd>> {
-        self.tables.get(&fact).cloned()
     }
 
     /// What the operator should know.

@@ -51,6 +51,7 @@ use crate::network::Network;
 use crate::notify::Notify;
 use crate::say::{Level, Voice};
 use crate::shutdown::Shutdown;
+use crate::sources::Sources;
 use acts::Acting;
 use candidate::Reload;
 use clocks::FAREWELL;
@@ -79,6 +80,8 @@ pub(crate) struct Parts {
     pub(crate) memory: Option<Memory>,
     /// What tells of the guest's network, if the policy has that told.
     pub(crate) network: Network,
+    /// What else workers read facts from that was opened at the start.
+    pub(crate) sources: Sources,
     pub(crate) host: Host,
     pub(crate) family: Family,
     pub(crate) signals: SignalFd,

@@ -365,7 +365,11 @@ pub static CATALOGUE: [Entry; 43] = [
     Entry::offered(Command::GetUsers, "guest-get-users", "tell who is logged in").tells(&[Fact::Users]),
     Entry::offered(Command::GetCpustats, "guest-get-cpustats", "tell what the processors did").tells(&[Fact::Cpustats]),
     Entry::offered(Command::GetDiskstats, "guest-get-diskstats", "tell what the disks did").tells(&[Fact::Diskstats]),
-    Entry::offered(Command::GetVcpus, "guest-get-vcpus", "tell which processors there are").tells(&[Fact::Vcpus]),
+    Entry::offered(Command::GetVcpus, "guest-get-vcpus", "tell which processors there are").tells(&[
+        Fact::CpusPresent,
+        Fact::CpusOnline,
+        Fact::Vcpus,
+    ]),
     Entry::offered(Command::GetMemoryBlocks, "guest-get-memory-blocks", "tell which blocks of memory there are")
         .tells(&[Fact::MemoryBlocks]),
     Entry::offered(Command::GetMemoryBlockInfo, "guest-get-memory-block-info", "tell how large those are")

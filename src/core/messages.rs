@@ -537,7 +537,7 @@ frames! {
         /// Before the first, where the policy needs it: where to put what it
         /// gathers.
         5 Memory {} + fd,
-        /// Tell of the guest. Report: `Gathered`, `Kept` or `NotTold`.
+        /// Tell of the guest. Report: `Gathered` or `NotTold`.
         6 Tell { id: u64, fact: Fact },
     }
 }
@@ -559,8 +559,6 @@ frames! {
         /// So many bytes of the memory are what was asked for; whether something
         /// is there that could not be opened.
         6 Gathered { id: u64, length: u32, denied: bool },
-        /// The file.
-        7 Kept { id: u64 } + fd,
         /// Nothing: error number.
         8 NotTold { id: u64, errno: i32 },
     }

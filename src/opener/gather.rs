@@ -1,5 +1,5 @@
-//! Facts of the guest: opens or reads what the catalogue's row of a fact names,
-//! and parses none of it.
+//! Facts of the guest: reads what the catalogue's row of a fact names, and parses none
+//! of it.
 //!
 //! Trust: paths are the catalogue's, and names in directories the kernel's or
 //! root's. What stands in the files may be anything, and is only copied: a file no
@@ -27,16 +27,12 @@ const FILE_MAX: usize = 1 << 20;
 
 /// What was handed on.
 #[derive(Debug)]
-pub(crate) enum Told {
-    /// A descriptor that can be read again.
-    Kept(OwnedFd),
+pub(crate) struct Told {
     /// So many bytes of the memory.
-    Gathered {
-        length: u32,
-        /// Something is there that could not be opened: by its permissions, or by a
-        /// domain that is older than it.
-        denied: bool,
-    },
+    pub(crate) length: u32,
+    /// Something is there that could not be opened: by its permissions, or by a domain
+    /// that is older than it.
+    pub(crate) denied: bool,
 }
 
 /// What an opener holds to gather with, if its facts take it.
@@ -48,20 +44,14 @@ pub(crate) struct Held {
     pub(crate) mounts: Option<OwnedFd>,
 }
 
-/// Tells a fact; what is gathered goes to the memory.
+/// Gathers a fact into the memory.
 ///
 /// # Errors
-/// Of a kept file, that of open(2); `EFBIG` for more than a bundle holds, what
+/// `EFBIG` for more than a bundle holds, what
 /// pwrite(2) fails with, and `ENODEV` without memory.
 pub(crate) fn tell(fact: Fact, held: &Held) -> Result<Told, Errno> {
-    let parts = match fact.row().reads {
-        Reads::Kept(path) => {
-            return Ok(Told::Kept(openat(AT_FDCWD, path, OPEN_FACT, Permissions::empty())?));
-        }
-        Reads::Gathered(parts) => parts,
-        // The broker has these.
-        Reads::Network(_) | Reads::Netlink => return Err(Errno::EINVAL),
-    };
+    // The broker has the others.
+    let Reads::Gathered(parts) = fact.row().reads else { return Err(Errno::EINVAL) };
     let memory = held.memory.as_ref().ok_or(Errno::ENODEV)?;
     let mut gatherer = Gatherer { mounts: held.mounts.as_ref(), ..Gatherer::default() };
     for part in parts {
@@ -74,7 +64,7 @@ pub(crate) fn tell(fact: Fact, held: &Held) -> Result<Told, Errno> {
         written += pwrite(memory, &bytes[written..], i64::try_from(written).map_err(|_| Errno::EFBIG)?)?;
     }
     let length = u32::try_from(bytes.len()).map_err(|_| Errno::EFBIG)?;
-    Ok(Told::Gathered { length, denied: gatherer.denied })
+    Ok(Told { length, denied: gatherer.denied })
 }
 
 #[derive(Debug, Default)]

@@ -121,10 +121,7 @@ fn serve(broker: &mut Broker, opener: &Opener, held: &Held, confined: &Confined)
                 }
             },
             Ok(OpenerOrder::Tell { id, fact }) => match gather::tell(fact, held) {
-                Ok(Told::Kept(file)) => broker.send(&OpenerReport::Kept { id }, Some(file.as_fd())),
-                Ok(Told::Gathered { length, denied }) => {
-                    broker.send(&OpenerReport::Gathered { id, length, denied }, None)
-                }
+                Ok(Told { length, denied }) => broker.send(&OpenerReport::Gathered { id, length, denied }, None),
                 Err(errno) => broker.send(&OpenerReport::NotTold { id, errno: errno as i32 }, None),
             },
             Err(ReceiveError::Closed) => return End::BrokerGone,

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use nix::sys::uio::pread;
 use postern_core::catalogue::Command;
-use postern_core::catalogue::facts::{FACTS, Fact, FactSet, MOUNTS, Reads};
+use postern_core::catalogue::facts::{FACTS, Fact, FactSet, MOUNTS};
 use postern_core::confine::{self, filters};
 use postern_core::ipc::bundle::Bundle;
 use postern_core::messages::{Answer, Ask};
@@ -125,8 +125,7 @@ fn is_told_what_its_row_names() {
         if facts.is_empty() {
             continue;
         }
-        let opened = |fact: &Fact| matches!(fact.row().reads, Reads::Kept(_) | Reads::Gathered(_));
-        let home = attackers(if facts.iter().any(opened) { BESIDE } else { ALONE });
+        let home = attackers(if facts.iter().any(|fact| fact.is_gathered()) { BESIDE } else { ALONE });
         let policy = format!("profile = \"minimal\"\n[commands]\nallow = [\"{command}\"]\n");
         let agent = home.start(&policy);
         let deaths = eventually("all of them have asked", || {

@@ -232,7 +232,6 @@ pub(crate) fn opener_report() -> impl Strategy<Value = OpenerReport> {
             length,
             denied
         }),
-        any::<u64>().prop_map(|id| OpenerReport::Kept { id }),
         (any::<u64>(), any::<i32>()).prop_map(|(id, errno)| OpenerReport::NotTold { id, errno }),
     ]
 }

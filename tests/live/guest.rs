@@ -329,6 +329,11 @@ fn processors_and_memory_come_and_go() {
     fs::create_dir_all(format!("{CPU}/cpu0")).expect("a processor");
     fs::create_dir_all(format!("{CPU}/cpufreq")).expect("a directory");
     write(format!("{CPU}/cpu1/online"), "1\n");
+    let lists = |present: &str, online: &str| {
+        write(format!("{CPU}/present"), &format!("{present}\n"));
+        write(format!("{CPU}/online"), &format!("{online}\n"));
+    };
+    lists("0-1", "0-1");
     let home = Home::new();
     let agent = home.start(&policy(&BOTH));
     let mut host = agent.connect();
@@ -340,10 +345,19 @@ fn processors_and_memory_come_and_go() {
     let mut vcpus = || by_number(told(&mut host, BOTH[0]), "logical-id");
     assert_eq!(vcpus(), BTreeMap::from([(0, (true, false)), (1, (true, true))]));
     write(format!("{CPU}/cpu1/online"), "0\n");
+    lists("0-1", "0");
+    assert_eq!(vcpus(), BTreeMap::from([(0, (true, false)), (1, (false, true))]));
     write(format!("{CPU}/cpu7/online"), "1\n");
+    lists("0-1,7", "0,7");
     assert_eq!(vcpus(), BTreeMap::from([(0, (true, false)), (1, (false, true)), (7, (true, true))]));
+    write(format!("{CPU}/cpu1/online"), "1\n");
+    lists("0-1,7", "0-1,7");
+    assert_eq!(vcpus(), BTreeMap::from([(0, (true, false)), (1, (true, true)), (7, (true, true))]));
     fs::remove_dir_all(format!("{CPU}/cpu1")).expect("a processor");
+    lists("0,7", "0,7");
     assert_eq!(vcpus(), BTreeMap::from([(0, (true, false)), (7, (true, true))]));
+    let gathered = agent.records_of("fact-told").iter().filter(|record| record["postern"]["fact"] == "vcpus").count();
+    assert_eq!(gathered, 3, "which can be switched off was looked at only for others than before");
 
     // A kernel without memory hotplug.
     assert_eq!(told(&mut host, BOTH[1]), json!([]));

@@ -4,6 +4,7 @@
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -13,6 +14,8 @@ use crate::support::runner::Test;
 pub(crate) const TESTS: &[Test] = &[
     ("time_name_and_load_are_the_guests", time_name_and_load_are_the_guests),
     ("a_kept_fact_has_one_record_for_each_worker", a_kept_fact_has_one_record_for_each_worker),
+    ("kept_facts_outlive_the_kernels_caches", kept_facts_outlive_the_kernels_caches),
+    ("what_the_kernel_does_not_have_is_told_as_that", what_the_kernel_does_not_have_is_told_as_that),
     ("a_fact_waits_for_an_opener_that_is_replaced", a_fact_waits_for_an_opener_that_is_replaced),
     ("without_facts_nothing_is_there_for_them", without_facts_nothing_is_there_for_them),
 ];
@@ -86,19 +89,61 @@ fn a_kept_fact_has_one_record_for_each_worker() {
     assert_eq!(counted, 2, "what a killed worker had counted went with it");
 }
 
+/// Has the kernel forget every name and inode that nobody holds: the files of `/proc`
+/// are other ones afterwards.
+fn forget() {
+    fs::write("/proc/sys/vm/drop_caches", "2").expect("drop_caches");
+}
+
+fn kept_facts_outlive_the_kernels_caches() {
+    let commands = ["guest-get-load", "guest-get-cpustats", "guest-get-diskstats"];
+    let home = Home::new();
+    let agent = home.start(&telling(&commands));
+    assert!(!agent.family().contains_key("opener"), "nobody opens anything for these: {:?}", agent.family());
+    // Before the first ask, between two, and for another worker.
+    for worker in 0..2 {
+        let mut host = agent.connect();
+        for _ in 0..2 {
+            forget();
+            for command in commands {
+                host.returns(command, &Value::Null);
+            }
+        }
+        assert_eq!(told(&agent).len(), (worker + 1) * commands.len(), "one record for each worker");
+        agent.signal("worker", Signal::SIGKILL);
+        agent.await_record("process-died", |record| record["process"]["name"] == "worker");
+    }
+}
+
+/// A kernel that can neither add nor remove memory.
+fn what_the_kernel_does_not_have_is_told_as_that() {
+    let none: Option<&str> = None;
+    mount(Some("none"), "/sys/devices/system", Some("tmpfs"), MsFlags::empty(), none).expect("a tmpfs");
+    let home = Home::new();
+    let agent = home.start(&telling(&["guest-get-memory-block-info"]));
+    let mut host = agent.connect();
+    for _ in 0..3 {
+        let refused = host.fails("guest-get-memory-block-info", &Value::Null);
+        assert_eq!(refused, "open(\"/sys/devices/system/memory/\"): No such file or directory", "as stock");
+    }
+    let told = told(&agent);
+    assert_eq!(told.len(), 1, "asked once, for there is nothing to wait for: {told:?}");
+    assert_eq!((told[0].0.as_str(), told[0].1.as_str()), ("memory-block-size", "failed"));
+}
+
 fn a_fact_waits_for_an_opener_that_is_replaced() {
     let home = Home::new();
-    let agent = home.start(&telling(&["guest-get-load"]));
+    let agent = home.start(&telling(&["guest-get-disks"]));
     let mut host = agent.connect();
     host.ping();
     let opener = agent.process("opener", 0);
     agent.signal("opener", Signal::SIGKILL);
     // Whether the broker knows yet or not: told, or an error that says so.
-    let reply = host.ask("guest-get-load", &Value::Null);
+    let reply = host.ask("guest-get-disks", &Value::Null);
     let said = &reply["error"]["desc"];
-    assert!(reply["return"].is_object() || *said == "failed to read load: Input/output error", "{reply}");
+    assert!(reply["return"].is_array() || *said == "failed to read disks: Input/output error", "{reply}");
     agent.process("opener", opener);
-    load(&mut host);
+    host.returns("guest-get-disks", &Value::Null);
 }
 
 fn without_facts_nothing_is_there_for_them() {

@@ -1,4 +1,5 @@
-//! Telling facts of the guest: worker's ask → opener → record → worker.
+//! Telling facts of the guest: worker's ask → record → a file that is open since the
+//! start, or worker's ask → opener → record → worker.
 //!
 //! Which facts there are is the policy's; what they are read from stands in the
 //! catalogue, so no path comes from a host. Nothing of what was read passes through
@@ -6,7 +7,6 @@
 //!
 //! Trust: a worker asks for a number; the opener is as good as its confinement.
 
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -40,8 +40,8 @@ pub(super) struct Telling {
 
 impl Broker {
     pub(super) fn act_fact(&mut self, fact: Fact) {
-        if !fact.is_opened() {
-            return self.tell_table(fact);
+        if fact.is_kept() {
+            return self.tell_kept(fact);
         }
         if self.too_many_hang() {
             return self.tell_none(fact, Errno::EIO);
@@ -52,26 +52,17 @@ impl Broker {
         self.tell_opener();
     }
 
-    /// A table that was opened at the start; one that is not there the guest does not
-    /// have.
-    fn tell_table(&mut self, fact: Fact) {
-        let Some(table) = self.parts.network.table(fact) else { return self.tell_none(fact, Errno::ENOENT) };
+    /// A file that was opened at the start, for the worker to keep. Its record comes
+    /// first.
+    fn tell_kept(&mut self, fact: Fact) {
+        let file = match self.parts.sources.file(fact) {
+            Ok(file) => file,
+            Err(errno) => return self.tell_none(fact, errno),
+        };
         if self.record_first(&Record::FactTold { child: self.worker_number(), fact, errno: None }) {
-            self.answer(&Answer::Kept {}, Some(&table));
+            self.answer(&Answer::Kept {}, Some(&file));
         } else {
             self.tell_none(fact, Errno::EIO);
-        }
-    }
-
-    /// A file that the worker is to keep. Its record comes first.
-    pub(super) fn kept(&mut self, id: u64, file: Option<&OwnedFd>) {
-        let Some(telling) = self.telling.take_if(|telling| telling.id == id) else { return };
-        let told = Record::FactTold { child: self.worker_number(), fact: telling.fact, errno: None };
-        if self.record_first(&told) {
-            self.heard_worker();
-            self.answer(&Answer::Kept {}, file);
-        } else {
-            self.tell_none(telling.fact, Errno::EIO);
         }
     }
 

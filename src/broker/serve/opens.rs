@@ -130,7 +130,6 @@ impl Broker {
                 self.last_words = Some(text(message.as_slice()));
                 self.lose_opener();
             }
-            OpenerReport::Kept { id } => self.kept(id, received.descriptor.as_ref()),
             OpenerReport::Gathered { id, length, denied } => self.gathered(id, length, denied),
             OpenerReport::NotTold { id, errno } => self.not_told(id, Errno::from_raw(errno)),
             OpenerReport::Opened { id, facts } => {

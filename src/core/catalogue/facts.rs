@@ -28,17 +28,20 @@ pub enum Fact {
     Routes6,
     Filesystems,
     Disks,
+    CpusPresent,
+    CpusOnline,
 }
 
 /// How a fact reaches the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reads {
-    /// As a descriptor of this file, which says something new each time it is read:
-    /// the worker keeps it.
-    Kept(&'static str),
-    /// As a descriptor of this file below `/proc/net`, likewise kept. The broker opens
-    /// it at its start: later, and by Landlock, none of them can be opened, for each
-    /// look at such a path finds another inode.
+    /// As a descriptor of the first of these that is there, which says something new
+    /// each time it is read:
+    /// the broker opens it at its start, and each worker that asks keeps a duplicate.
+    /// No domain of a later process could promise it: a Landlock rule is of an inode,
+    /// and a file of `/proc` has another one once the kernel was short of memory.
+    Kept(&'static [&'static str]),
+    /// The same, of a file below `/proc/net`, in the guest's own network namespace.
     Network(&'static str),
     /// Over a netlink socket, in answers of the kernel's. The worker is handed it
     /// before it confines itself, and never asks for it.
@@ -127,8 +130,8 @@ pub struct Row {
 }
 
 /// Every fact, in [`Fact`]'s order, so that a fact indexes its own row.
-pub static FACTS: [Row; 14] = [
-    Row { fact: Fact::Load, name: "load", reads: Reads::Kept("/proc/loadavg") },
+pub static FACTS: [Row; 16] = [
+    Row { fact: Fact::Load, name: "load", reads: Reads::Kept(&["/proc/loadavg"]) },
     Row {
         fact: Fact::Timezone,
         name: "timezone",
@@ -156,8 +159,8 @@ pub static FACTS: [Row; 14] = [
             },
         ]),
     },
-    Row { fact: Fact::Cpustats, name: "cpustats", reads: Reads::Kept("/proc/stat") },
-    Row { fact: Fact::Diskstats, name: "diskstats", reads: Reads::Kept("/proc/diskstats") },
+    Row { fact: Fact::Cpustats, name: "cpustats", reads: Reads::Kept(&["/proc/stat"]) },
+    Row { fact: Fact::Diskstats, name: "diskstats", reads: Reads::Kept(&["/proc/diskstats"]) },
     Row {
         fact: Fact::Vcpus,
         name: "vcpus",
@@ -185,7 +188,7 @@ pub static FACTS: [Row; 14] = [
     Row {
         fact: Fact::MemoryBlockSize,
         name: "memory-block-size",
-        reads: Reads::Gathered(&[file("/sys/devices/system/memory/block_size_bytes")]),
+        reads: Reads::Kept(&["/sys/devices/system/memory/block_size_bytes"]),
     },
     Row { fact: Fact::Interfaces, name: "interfaces", reads: Reads::Netlink },
     Row { fact: Fact::Routes, name: "routes", reads: Reads::Network("route") },
@@ -196,6 +199,14 @@ pub static FACTS: [Row; 14] = [
         reads: Reads::Gathered(&[Part::Space, BLOCKS, DRIVERS, PORTS, NOTED]),
     },
     Row { fact: Fact::Disks, name: "disks", reads: Reads::Gathered(&[BLOCKS, DRIVERS, PORTS, NOTED]) },
+    // The first since Linux 6.11: where virtual processors are plugged into aarch64, all
+    // that ever could be are present.
+    Row {
+        fact: Fact::CpusPresent,
+        name: "cpus-present",
+        reads: Reads::Kept(&["/sys/devices/system/cpu/enabled", "/sys/devices/system/cpu/present"]),
+    },
+    Row { fact: Fact::CpusOnline, name: "cpus-online", reads: Reads::Kept(&["/sys/devices/system/cpu/online"]) },
 ];
 
 /// A file that lies where it lies.
@@ -230,16 +241,17 @@ impl Fact {
         FACTS.get(usize::from(number)).map(|row| row.fact)
     }
 
-    /// Whether the opener hands on what it read, and not a descriptor.
+    /// Whether the opener reads it, and hands on what it read.
     #[must_use]
     pub fn is_gathered(self) -> bool {
         matches!(self.row().reads, Reads::Gathered(_))
     }
 
-    /// Whether the opener opens what it is read from, and not the broker at its start.
+    /// Whether it is read from a descriptor that the broker has since its start, and a
+    /// worker once it has asked.
     #[must_use]
-    pub fn is_opened(self) -> bool {
-        matches!(self.row().reads, Reads::Kept(_) | Reads::Gathered(_))
+    pub fn is_kept(self) -> bool {
+        matches!(self.row().reads, Reads::Kept(_) | Reads::Network(_))
     }
 
     /// Whether a worker has what it is read from since before its first word.
@@ -250,12 +262,11 @@ impl Fact {
 
     /// What the opener's Landlock domain must leave it for this fact.
     pub fn grants(self) -> impl Iterator<Item = (&'static str, Allows)> {
-        let (kept, parts): (_, &[Part]) = match self.row().reads {
-            Reads::Kept(path) => (Some((path, Allows::Read)), &[]),
-            Reads::Gathered(parts) => (None, parts),
-            Reads::Network(_) | Reads::Netlink => (None, &[]),
+        let parts: &[Part] = match self.row().reads {
+            Reads::Gathered(parts) => parts,
+            Reads::Kept(_) | Reads::Network(_) | Reads::Netlink => &[],
         };
-        kept.into_iter().chain(parts.iter().flat_map(Part::grants))
+        parts.iter().flat_map(Part::grants)
     }
 }
 
@@ -313,16 +324,28 @@ impl FactSet {
         Fact::all().filter(move |&fact| self.contains(fact))
     }
 
-    /// Those that the opener opens.
+    /// Those that the opener gathers.
     #[must_use]
-    pub fn opened(self) -> Self {
-        self.iter().filter(|fact| fact.is_opened()).collect()
+    pub fn gathered(self) -> Self {
+        self.iter().filter(|fact| fact.is_gathered()).collect()
     }
 
     /// Whether any of them is gathered.
     #[must_use]
     pub fn gathers(self) -> bool {
-        self.iter().any(Fact::is_gathered)
+        !self.gathered().is_empty()
+    }
+
+    /// How many of them a worker has a descriptor of.
+    #[must_use]
+    pub fn kept(self) -> usize {
+        self.iter().filter(|fact| fact.is_kept()).count()
+    }
+
+    /// Whether all of them are in `other`.
+    #[must_use]
+    pub const fn is_within(self, other: Self) -> bool {
+        self.0 & !other.0 == 0
     }
 
     /// Whether any of them asks how full filesystems are.

@@ -8,8 +8,8 @@ use crate::ipc::bundle::BUNDLE_MAX;
 use crate::policy::parts::WorkerPart;
 use crate::policy::{Limits, TOKENS_MAX};
 
-/// Descriptors that a worker has besides the host's files: see the table in
-/// `filters`.
+/// Descriptors that a worker has besides the host's files and those of facts: see the
+/// table in `filters`.
 const WORKER_DESCRIPTORS: u64 = 8;
 /// Descriptors of broker, opener and spawner, with room for a transfer.
 const OTHER_DESCRIPTORS: u64 = 64;
@@ -59,7 +59,7 @@ pub(super) fn worker(part: &WorkerPart) -> Result<(), ConfineError> {
     let limits = &part.limits;
     let data = worker_data(limits) + if part.facts().gathers() { FACTS_DATA } else { 0 };
     set(&[
-        (Resource::RLIMIT_NOFILE, WORKER_DESCRIPTORS + u64::from(limits.handles)),
+        (Resource::RLIMIT_NOFILE, WORKER_DESCRIPTORS + part.facts().kept() as u64 + u64::from(limits.handles)),
         (Resource::RLIMIT_DATA, data),
         (Resource::RLIMIT_AS, CODE_SPACE + data),
     ])

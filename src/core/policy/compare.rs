@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::rules::{FileRule, Mode, Rights, Types, Verdict, decide};
 use super::{Fsync, Policy};
+use crate::catalogue::facts::FactSet;
 use crate::catalogue::{Act, Command, CommandSet};
 
 /// What a change does.
@@ -33,6 +34,8 @@ pub struct Held {
     /// Commands that it was started for. Those of them that are not plain it has
     /// children for.
     pub commands: CommandSet,
+    /// What it has told of the guest: what that is read from it opened at its start.
+    pub facts: FactSet,
     /// It opens files, and so remembers which handles it gave.
     pub opens: bool,
     /// It freezes and thaws.
@@ -159,7 +162,8 @@ static ROWS: [Row; 33] = [
     .restart(|old, new, held| {
         let freeze = !held.unprivileged && freezes(new) && !held.freezes;
         let open = new.commands.contains(Command::FileOpen) && !held.opens;
-        let tell = new.commands.iter().any(|command| !command.is_plain() && !held.commands.contains(command));
+        let tell = !new.facts().is_within(held.facts)
+            || new.commands.iter().any(|command| !command.is_plain() && !held.commands.contains(command));
         let act = !held.unprivileged && acting(new).iter().any(|command| !held.commands.contains(command));
         open || tell || freeze || act || (lacks_shutdown(new, held) && !old.commands.contains(Command::Shutdown))
     }),

@@ -57,7 +57,7 @@ impl Policy {
     /// Whether it takes an opener.
     #[must_use]
     pub fn has_opener(&self) -> bool {
-        !self.files.is_empty() || !self.facts().opened().is_empty()
+        !self.files.is_empty() || self.facts().gathers()
     }
 
     /// What the worker is told.
@@ -74,6 +74,6 @@ impl Policy {
     /// What the opener is told.
     #[must_use]
     pub fn opener_part(&self) -> OpenerPart {
-        OpenerPart { rules: self.files.clone(), create_mode: self.create_mode, facts: self.facts().opened() }
+        OpenerPart { rules: self.files.clone(), create_mode: self.create_mode, facts: self.facts().gathered() }
     }
 }

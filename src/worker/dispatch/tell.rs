@@ -13,6 +13,7 @@ use postern_core::ipc::bundle::Bundle;
 
 use super::super::channel::Channel;
 use super::super::facts::KEPT_MAX;
+use super::super::facts::cpu::Vcpu;
 use super::super::facts::host::{HostName, now};
 use super::super::facts::load::Load;
 use super::super::facts::network::dump::ADDRESSES_MAX;
@@ -75,7 +76,7 @@ impl Session {
                 self.told(stats, id, channel)
             }
             Command::GetVcpus => {
-                let vcpus = self.gathered(Fact::Vcpus, cpu::vcpus)?;
+                let vcpus = self.vcpus()?;
                 self.told(vcpus, id, channel)
             }
             Command::GetMemoryBlocks => {
@@ -83,7 +84,10 @@ impl Session {
                 self.told(blocks, id, channel)
             }
             Command::GetMemoryBlockInfo => {
-                let info = self.gathered(Fact::MemoryBlockSize, memory::block_info)?;
+                let info = match self.facts.read(Fact::MemoryBlockSize, &mut self.broker)? {
+                    Err(Errno::ENOENT) => Err(QgaError::Told(FactError::NoMemoryDirectory.to_string())),
+                    read => told_by(Fact::MemoryBlockSize, read, memory::block_info),
+                };
                 self.told(info, id, channel)
             }
             Command::GetFsinfo => {
@@ -154,11 +158,24 @@ impl Session {
 
     /// What `read` makes of a fact's bytes.
     fn fact<T>(&mut self, fact: Fact, read: impl FnOnce(&[u8]) -> Option<T>) -> Result<Told<T>, Stop> {
-        let name = fact.row().name;
-        Ok(match self.facts.read(fact, &mut self.broker)? {
-            Ok(bytes) => read(bytes).ok_or_else(|| QgaError::Told(format!("failed to read {name}: not as expected"))),
-            Err(errno) => Err(failed(name, errno)),
-        })
+        Ok(told_by(fact, self.facts.read(fact, &mut self.broker)?, read))
+    }
+
+    /// The processors: which there are and which of them can be switched off as it was
+    /// gathered, unless there are others now; and which are on.
+    fn vcpus(&mut self) -> Result<Told<Vec<Vcpu>>, Stop> {
+        let mut lists = cpu::Lists::default();
+        for (fact, list) in cpu::LISTS.into_iter().zip(&mut lists) {
+            *list = self.facts.read(fact, &mut self.broker)?.ok().map(<[u8]>::to_vec);
+        }
+        if let Some(vcpus) = self.facts.cpus.now(&lists) {
+            return Ok(Ok(vcpus));
+        }
+        let vcpus = self.gathered(Fact::Vcpus, cpu::vcpus)?;
+        if let Ok(vcpus) = &vcpus {
+            self.facts.cpus = cpu::Known::new(lists, vcpus.clone());
+        }
+        Ok(vcpus)
     }
 
     /// What `read` makes of what was gathered.
@@ -169,6 +186,15 @@ impl Session {
     ) -> Result<Told<T>, Stop> {
         let told = self.fact(fact, |bytes| Some(read(&Bundle::read(bytes).ok()?)))?;
         Ok(told.and_then(|read| read.map_err(|why| QgaError::Told(why.to_string()))))
+    }
+}
+
+/// What `read` makes of a fact's bytes, if there are any.
+fn told_by<T>(fact: Fact, bytes: Result<&[u8], Errno>, read: impl FnOnce(&[u8]) -> Option<T>) -> Told<T> {
+    let name = fact.row().name;
+    match bytes {
+        Ok(bytes) => read(bytes).ok_or_else(|| QgaError::Told(format!("failed to read {name}: not as expected"))),
+        Err(errno) => Err(failed(name, errno)),
     }
 }
 

@@ -3,9 +3,11 @@
 //!
 //! Trust: the kernel's bytes; any others are read as far as they have its form.
 
+use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use postern_core::catalogue::facts::Fact;
 use postern_core::ipc::bundle::Bundle;
 use serde::Serialize;
 
@@ -91,6 +93,53 @@ impl Vcpu {
     }
 }
 
+/// The kernel's lists of processors: those that there are, and those of them that are
+/// on.
+pub const LISTS: [Fact; 2] = [Fact::CpusPresent, Fact::CpusOnline];
+/// What stands in them; in some guests, nothing.
+pub type Lists = [Option<Vec<u8>>; LISTS.len()];
+
+/// Processors as they were gathered last, and of which lists: while these tell of the
+/// same ones, only which are on has to be asked.
+#[derive(Debug, Default)]
+pub struct Known {
+    lists: Lists,
+    vcpus: Vec<Vcpu>,
+}
+
+impl Known {
+    /// As they were gathered after `lists` had been read.
+    #[must_use]
+    pub const fn new(lists: Lists, vcpus: Vec<Vcpu>) -> Self {
+        Self { lists, vcpus }
+    }
+
+    /// The processors as they are now by the lists; `None` if that is not known, for
+    /// there are others, or no lists.
+    #[must_use]
+    pub fn now(&self, lists: &Lists) -> Option<Vec<Vcpu>> {
+        let [present, online] = lists;
+        if present.is_none() || *present != self.lists[0] {
+            return None;
+        }
+        let online = ranges(online.as_ref()?)?;
+        let is_on = |id| online.iter().any(|range| range.contains(&id));
+        let now = |vcpu: &Vcpu| Vcpu { online: !vcpu.can_offline || is_on(vcpu.logical_id), ..*vcpu };
+        Some(self.vcpus.iter().map(now).collect())
+    }
+}
+
+/// The ranges of a list such as `0-3,8`: the kernel's `Documentation/admin-guide/cputopology.rst`.
+fn ranges(list: &[u8]) -> Option<Vec<RangeInclusive<u32>>> {
+    let parts = list.trim_ascii_end().split(|byte| *byte == b',').filter(|part| !part.is_empty());
+    let range = |part: &[u8]| {
+        let (first, last) = part.split_at(part.iter().position(|byte| *byte == b'-').unwrap_or(part.len()));
+        let first = number(first)?;
+        Some(first..=last.strip_prefix(b"-").map_or(Some(first), number)?)
+    };
+    parts.map(range).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use postern_core::ipc::bundle::{Gathered, Kind};
@@ -173,5 +222,29 @@ mod tests {
         let rest: Vec<_> = told.iter().map(|cpu| (cpu.logical_id, cpu.online, cpu.can_offline)).collect();
         assert_eq!(rest, [(1, true, true), (0, true, false), (12, false, true), (3, true, true)]);
         assert_eq!(vcpus(&Bundle::default()), Err(FactError::NoVcpus));
+    }
+
+    #[test]
+    fn known_processors_are_as_the_lists_say_now() {
+        let lists = |lists: [&str; 2]| lists.map(|list| Some(list.as_bytes().to_vec()).filter(|list| !list.is_empty()));
+        let vcpu = |logical_id, online| Vcpu { online, can_offline: logical_id > 0, logical_id };
+        let all: Vec<_> = [1, 0, 2, 9, 3].map(|id| vcpu(id, true)).into();
+        assert_eq!(Known::default().now(&lists(["0-3,9\n", "0-3\n"])), None, "nothing is known");
+        let known = Known::new(lists(["0-3,9\n", "0-3,9\n"]), all.clone());
+        assert_eq!(known.now(&lists(["0-3,9\n", "0-3,9\n"])), Some(all));
+        let some = [(1, false), (0, true), (2, true), (9, false), (3, true)];
+        let some: Vec<_> = some.map(|(id, online)| vcpu(id, online)).into();
+        assert_eq!(known.now(&lists(["0-3,9\n", "2-3\n"])), Some(some), "the first is always on");
+        for others in [
+            ["0-3\n", "0-3\n"],
+            ["0-4,9\n", "0-3\n"],
+            ["", "0-3\n"],
+            ["0-3,9\n", ""],
+            ["0-3,9\n", "0-x\n"],
+            ["0-3,9\n", "-3\n"],
+        ] {
+            assert_eq!(known.now(&lists(others)), None, "{others:?}");
+        }
+        assert_eq!(Known::new(lists(["", ""]), Vec::new()).now(&lists(["", "0\n"])), None);
     }
 }

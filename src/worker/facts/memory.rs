@@ -13,8 +13,6 @@ use super::text::number;
 
 /// Where the blocks are.
 const BLOCKS: &str = "/sys/devices/system/memory";
-/// How large each is.
-const BLOCK_SIZE: &str = "/sys/devices/system/memory/block_size_bytes";
 
 /// One block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -57,14 +55,11 @@ pub struct MemoryBlockInfo {
     size: u64,
 }
 
-/// How large a block is.
-///
-/// # Errors
-/// [`FactError::NoMemoryDirectory`].
-pub fn block_info(bundle: &Bundle<'_>) -> Result<MemoryBlockInfo, FactError> {
-    let digits = bundle.text(BLOCK_SIZE).map(|size| size.trim_start_matches("0x"));
-    let size = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
-    size.map(|size| MemoryBlockInfo { size }).ok_or(FactError::NoMemoryDirectory)
+/// How large a block is, of what the kernel says of that; `None` for anything else.
+#[must_use]
+pub fn block_info(bytes: &[u8]) -> Option<MemoryBlockInfo> {
+    let digits = str::from_utf8(bytes).ok()?.trim_ascii_end().trim_start_matches("0x");
+    u64::from_str_radix(digits, 16).ok().map(|size| MemoryBlockInfo { size })
 }
 
 #[cfg(test)]
@@ -102,7 +97,6 @@ mod tests {
     #[test]
     fn a_guest_whose_kernel_has_no_blocks() {
         assert_eq!(blocks(&Bundle::default()), Ok(vec![]));
-        assert_eq!(block_info(&Bundle::default()), Err(FactError::NoMemoryDirectory));
         let empty = bundle(&[(Kind::Names, "", b"")]);
         assert_eq!(blocks(&Bundle::read(empty.bytes()).expect("a bundle")), Err(FactError::NoMemoryBlocks));
     }
@@ -118,9 +112,7 @@ mod tests {
             (b"\xff", None),
             (b"10000000000000000", None),
         ] {
-            let gathered = bundle(&[(Kind::Content, "/block_size_bytes", written)]);
-            let told = block_info(&Bundle::read(gathered.bytes()).expect("a bundle"));
-            assert_eq!(told.ok(), size.map(|size| MemoryBlockInfo { size }), "{written:?}");
+            assert_eq!(block_info(written), size.map(|size| MemoryBlockInfo { size }), "{written:?}");
         }
     }
 

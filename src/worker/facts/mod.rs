@@ -64,8 +64,12 @@ const PIECE: usize = 64 << 10;
 /// Where this worker reads facts.
 #[derive(Debug)]
 pub(crate) struct Facts {
-    kept: BTreeMap<Fact, OwnedFd>,
+    /// What it keeps; of some the guest has none, and never will while the broker
+    /// lives.
+    kept: BTreeMap<Fact, Option<OwnedFd>>,
     gathered: Option<OwnedFd>,
+    /// Processors as they were gathered last.
+    pub(crate) cpus: cpu::Known,
     /// Over which the kernel tells of interfaces, if that is told.
     pub(crate) netlink: Option<Netlink>,
     /// Room for what is read; what was read last stands at its beginning.
@@ -76,7 +80,8 @@ impl Facts {
     /// With the memory that the opener gathers into, if it gathers, and the socket
     /// that this process was handed, if it was.
     pub(crate) fn new(gathered: Option<OwnedFd>, netlink: Option<OwnedFd>) -> Self {
-        Self { kept: BTreeMap::new(), gathered, netlink: netlink.map(Netlink::new), bytes: Vec::new() }
+        let netlink = netlink.map(Netlink::new);
+        Self { kept: BTreeMap::new(), gathered, cpus: cpu::Known::default(), netlink, bytes: Vec::new() }
     }
 
     /// The bytes of a fact, as it is now, or why there are none.
@@ -84,7 +89,8 @@ impl Facts {
         let file = match self.kept.entry(fact) {
             Entry::Occupied(kept) => kept.into_mut(),
             Entry::Vacant(place) => match broker.fact(fact)? {
-                Ok(Told::Kept(file)) => place.insert(file),
+                Ok(Told::Kept(file)) => place.insert(Some(file)),
+                Err(Errno::ENOENT) if fact.is_kept() => place.insert(None),
                 Ok(Told::Gathered(length)) => {
                     let Some(memory) = &self.gathered else { return Ok(Err(Errno::EBADF)) };
                     let most = usize::try_from(length).unwrap_or(usize::MAX).min(BUNDLE_MAX);
@@ -93,7 +99,7 @@ impl Facts {
                 Err(errno) => return Ok(Err(errno)),
             },
         };
-        Ok(read_from_start(file, &mut self.bytes, KEPT_MAX))
+        Ok(file.as_ref().map_or(Err(Errno::ENOENT), |file| read_from_start(file, &mut self.bytes, KEPT_MAX)))
     }
 }
 

@@ -11,7 +11,7 @@ use postern_worker::qga::{Id, reply};
 use serde_json::Value;
 
 /// Files, and directories with one file in it.
-const GATHERED: [(Kind, &str); 9] = [
+const GATHERED: [(Kind, &str); 8] = [
     (Kind::Content, "/etc/os-release"),
     (Kind::Content, "/etc/localtime"),
     (Kind::Content, "/run/utmp"),
@@ -20,7 +20,6 @@ const GATHERED: [(Kind, &str); 9] = [
     (Kind::Names, "/sys/devices/system/cpu"),
     (Kind::Names, "/sys/devices/system/memory"),
     (Kind::Content, "/sys/devices/system/memory/memory1/state"),
-    (Kind::Content, "/sys/devices/system/memory/block_size_bytes"),
 ];
 
 /// Takes an input.
@@ -33,6 +32,12 @@ pub fn run(input: &[u8]) {
     match which {
         b'0' => each(&cpu::stats(bytes), bytes, "cpu"),
         b'1' => each(&diskstats::stats(bytes), bytes, "minor"),
+        b':' => {
+            if let Some(info) = memory::block_info(bytes) {
+                assert!(json(&info, bytes)["size"].is_u64());
+            }
+        }
+        b';' => lists(bytes),
         which => {
             let mut gathered = Gathered::default();
             if let Some((kind, path)) = GATHERED.get(usize::from(which.wrapping_sub(b'2'))) {
@@ -73,8 +78,20 @@ fn all(bundle: &Bundle<'_>, bytes: &[u8]) {
     if let Ok(blocks) = memory::blocks(bundle) {
         each(&blocks, bytes, "phys-index");
     }
-    if let Ok(info) = memory::block_info(bundle) {
-        assert!(json(&info, bytes)["size"].is_u64());
+}
+
+/// Lists of processors: of two that are known, the one that can be switched off is on
+/// or not as the list says.
+fn lists(bytes: &[u8]) {
+    let mut gathered = Gathered::default();
+    assert!(gathered.add(Kind::Names, GATHERED[5].1.as_bytes(), b"cpu0\0cpu1"));
+    assert!(gathered.add(Kind::Content, b"/sys/devices/system/cpu/cpu1/online", b"1"));
+    let vcpus = cpu::vcpus(&Bundle::read(gathered.bytes()).expect("it was made here")).expect("two");
+    let lists = [Some(b"0-1\n".to_vec()), Some(bytes.to_vec())];
+    let known = cpu::Known::new(lists.clone(), vcpus);
+    if let Some(now) = known.now(&lists) {
+        let now = json(&now, bytes);
+        assert!(now[0]["online"] == true && now[1]["online"].is_boolean() && now[1]["can-offline"] == true, "{now}");
     }
 }
 

@@ -10,6 +10,7 @@ use std::os::fd::RawFd;
 
 use super::super::seccomp::{Rule, When, permit};
 use super::{CREATE_STATE, OPEN_DIRECTORY, OPEN_LOG, OPEN_OWN, common, flags, int};
+use crate::catalogue::facts::Reads;
 use crate::catalogue::{Act, Command};
 use crate::policy::written::OPEN_SOURCE;
 use crate::policy::{Audit, Fsync, Policy};
@@ -96,14 +97,14 @@ pub const fn broker_leaves(lists: bool, rotates: bool, remembers: bool) -> &'sta
     }
 }
 
-/// In words, what of sysfs a broker opened at its start, as root, for what `policy`
-/// allows: it keeps the descriptors, and neither Landlock nor a filter takes part in
-/// what it writes there.
+/// In words, what of the kernel's files a broker opened at its start, as root, for what
+/// `policy` allows: it keeps the descriptors, and neither Landlock nor a filter takes
+/// part in what it writes there, or hands to a worker to be read.
 #[must_use]
-pub fn broker_opens(policy: &Policy) -> Vec<&'static str> {
+pub fn broker_opens(policy: &Policy) -> Vec<String> {
     let sleeps = |command| policy.commands.contains(command);
     let hybrid = sleeps(Command::SuspendHybrid);
-    [
+    let acts = [
         ("/sys/power/state to write", policy.needs(Act::Suspend)),
         ("/sys/power/disk to write", hybrid),
         ("/sys/power/disk to read", sleeps(Command::SuspendDisk) && !hybrid),
@@ -112,10 +113,15 @@ pub fn broker_opens(policy: &Policy) -> Vec<&'static str> {
             "the switch of each memory block in /sys/devices/system/memory, of the last 2048 at most",
             policy.needs(Act::SetMemoryBlocks),
         ),
-    ]
-    .into_iter()
-    .filter_map(|(what, is)| is.then_some(what))
-    .collect()
+    ];
+    let acts = acts.into_iter().filter_map(|(what, is)| is.then(|| what.to_owned()));
+    let facts = policy.facts();
+    let told = facts.iter().filter_map(|fact| match fact.row().reads {
+        Reads::Kept(paths) => Some(format!("{} for workers to read", paths.join(", or else "))),
+        Reads::Network(name) => Some(format!("/proc/net/{name} for workers to read")),
+        Reads::Gathered(_) | Reads::Netlink => None,
+    });
+    acts.chain(told).collect()
 }
 
 /// What a broker listens on.

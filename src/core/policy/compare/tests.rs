@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::catalogue::facts::Fact;
 use crate::policy::telling::Telling;
 use crate::policy::written::{World, keys, load_embedded};
 use crate::policy::{
@@ -19,6 +20,7 @@ fn everything() -> Held {
     Held {
         unprivileged: false,
         commands: Command::all().collect(),
+        facts: Fact::all().collect(),
         opens: true,
         freezes: true,
         shuts_down: true,
