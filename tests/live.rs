@@ -34,6 +34,8 @@ mod heads;
 mod hung;
 #[path = "live/keep.rs"]
 mod keep;
+#[path = "live/lasting.rs"]
+mod lasting;
 #[path = "live/network.rs"]
 mod network;
 #[path = "live/reading.rs"]
@@ -102,6 +104,7 @@ fn main() -> ExitCode {
         service::TESTS,
         told::TESTS,
         guest::TESTS,
+        lasting::TESTS,
     ]
     .concat();
     let roles: Vec<runner::Role> =

@@ -2,8 +2,9 @@
 //! that only reads, postern's beside stock's.
 //!
 //! Both agents run all the time and take turns, with their client on one CPU and then
-//! on all; a figure is the median of all turns' medians. It asserts that replies are
-//! no errors, never how fast they come.
+//! on all; a figure is the median of all turns' medians. Beside it stands what the first
+//! ask costs of an agent that was asked for nothing before, on one CPU: nothing is kept
+//! yet. It asserts that replies are no errors, never how fast they come.
 //!
 //! `QEMU_GA=FILE` names a stock agent that is not in the `PATH`, such as a newer one,
 //! which has every command: `tests/vm/prepare stock trixie` says where it puts one.
@@ -36,8 +37,12 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let figures = arguments.iter().any(|argument| argument == "--bench");
     let only = arguments.iter().find(|argument| !argument.starts_with('-')).map_or("", String::as_str);
-    let (rounds, time) = if figures { (9, Duration::from_millis(80)) } else { (1, Duration::from_millis(1)) };
-    match run(only, rounds, time) {
+    let amount = if figures {
+        Amount { rounds: 9, time: Duration::from_millis(80), starts: 15 }
+    } else {
+        Amount { rounds: 1, time: Duration::from_millis(1), starts: 1 }
+    };
+    match run(only, &amount) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("fact_cost: {why}");
@@ -46,27 +51,60 @@ fn main() -> ExitCode {
     }
 }
 
+/// How much is measured.
+struct Amount {
+    /// Turns of each agent.
+    rounds: usize,
+    /// Of one turn.
+    time: Duration,
+    /// Fresh agents.
+    starts: usize,
+}
+
 fn commands() -> impl Iterator<Item = &'static str> {
     Command::all().map(Command::name).filter(|name| name.contains("-get-"))
 }
 
-fn run(only: &str, rounds: usize, time: Duration) -> Result<()> {
+fn run(only: &str, amount: &Amount) -> Result<()> {
     let allowed: Vec<&str> = commands().collect();
     let place = Place::numbered(0, None, &format!("[commands]\nallow = {allowed:?}\n"))?;
+    let names: Vec<&str> = commands().filter(|name| name.contains(only)).collect();
+    let first = first_asks(&place, &names, amount.starts)?;
     let [stock, postern] = Which::BOTH.map(|which| Contestant::new(&place, which));
     let mut contestants = [stock?, postern?];
-    println!("| command | stock, one CPU, µs | postern | of stock's | stock, all CPUs, µs | postern | of stock's |");
-    println!("|---|---:|---:|---:|---:|---:|---:|");
-    for name in commands().filter(|name| name.contains(only)) {
+    println!(
+        "| command | stock, one CPU, µs | postern | of stock's | stock, all CPUs | postern | of stock's \
+         | stock, first ask | postern | of stock's |"
+    );
+    println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
+    for (name, first) in names.into_iter().zip(first) {
         let request = command(name, "");
         let mut cells = String::new();
         for pinned in [true, false] {
-            let figures = take_turns(&mut contestants, &place, &request, pinned, rounds, time)?;
+            let figures = take_turns(&mut contestants, &place, &request, pinned, amount)?;
             cells += &row(figures);
         }
+        cells += &row(first);
         println!("| {name} |{cells}");
     }
     Ok(())
+}
+
+/// What the first ask of each costs, of agents that were started anew, one after the
+/// other in turns.
+fn first_asks(place: &Place, names: &[&str], starts: usize) -> Result<Vec<[Option<f64>; 2]>> {
+    let mut all = vec![[Some(Vec::new()), Some(Vec::new())]; names.len()];
+    for (which, column) in std::iter::repeat_n(Which::BOTH.into_iter().zip(0..), starts).flatten() {
+        let mut contestant = Contestant::new(place, which)?;
+        contestant.pin(place, true)?;
+        for (name, figures) in names.iter().zip(&mut all) {
+            match (contestant.latency(&command(name, ""), Duration::ZERO)?, &mut figures[column]) {
+                (Some(figure), Some(figures)) => figures.push(figure),
+                (_, figures) => *figures = None,
+            }
+        }
+    }
+    Ok(all.into_iter().map(|figures| figures.map(|figures| figures.map(median))).collect())
 }
 
 fn row(figures: [Option<f64>; 2]) -> String {
@@ -80,16 +118,15 @@ fn take_turns(
     place: &Place,
     request: &[u8],
     pinned: bool,
-    rounds: usize,
-    time: Duration,
+    amount: &Amount,
 ) -> Result<[Option<f64>; 2]> {
     let mut medians = [Some(Vec::new()), Some(Vec::new())];
-    for round in 0..rounds {
+    for round in 0..amount.rounds {
         for turn in 0..2 {
             // Who begins changes from round to round.
             let which = (round + turn) % 2;
             contestants[which].pin(place, pinned)?;
-            match (contestants[which].latency(request, time)?, &mut medians[which]) {
+            match (contestants[which].latency(request, amount.time)?, &mut medians[which]) {
                 (Some(figure), Some(all)) => all.push(figure),
                 _ => medians[which] = None,
             }

@@ -31,7 +31,7 @@ impl Sources {
             let file = match fact.row().reads {
                 Reads::Kept(paths) => first(paths),
                 Reads::Network(name) => File::open(format!("/proc/{network}/net/{name}")),
-                Reads::Gathered(_) | Reads::Netlink => return None,
+                Reads::Gathered(_) | Reads::Lasting(..) | Reads::Netlink => return None,
             };
             Some((fact, file.map(|file| Rc::new(file.into())).map_err(|why| errno(&why))))
         });

@@ -11,9 +11,12 @@
 //! as good as its confinement; broker and spawner are believed.
 
 use std::ffi::OsStr;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use nix::errno::Errno;
 
 use crate::catalogue::facts::{Fact, FactSet};
 use crate::catalogue::{Command, CommandSet};
@@ -22,6 +25,7 @@ use crate::policy::parts::{OpenerPart, WorkerPart};
 use crate::policy::rules::{FileRule, Mode, Rights, Types};
 use crate::policy::telling::{self, Telling};
 use crate::policy::{Limits, ShutdownMode};
+use crate::sys::descriptors::{self, Stat};
 
 /// Longest path in bytes, `PATH_MAX` of Linux without its final NUL.
 pub const MAX_PATH: usize = 4095;
@@ -279,6 +283,30 @@ record! {
 }
 
 record! {
+    /// What an object that was looked at has to show: it changes with the object's
+    /// content, and when a name is taken from it.
+    pub struct Stamp {
+        /// When it was changed last, in seconds since 1970.
+        pub seconds: i64,
+        /// And nanoseconds; as exactly as its filesystem keeps them.
+        pub nanoseconds: i64,
+        /// Number of names.
+        pub links: u64,
+    }
+}
+
+impl Stamp {
+    /// As it is now.
+    ///
+    /// # Errors
+    /// As fstat(2).
+    pub fn of(object: BorrowedFd<'_>) -> Result<Self, Errno> {
+        let Stat { changed: (seconds, nanoseconds), links, .. } = descriptors::stat(object)?;
+        Ok(Self { seconds, nanoseconds, links })
+    }
+}
+
+record! {
     /// A processor or a memory block, and what it is to be.
     pub struct Switch {
         /// Its number; of a processor the bits of the host's signed one.
@@ -434,7 +462,8 @@ frames! {
         /// How many requests were refused for their number since the last such
         /// ask. No answer.
         17 Limited { commands: List<Count, 64> },
-        /// Tell of the guest. Answer: `Gathered`, `Kept` or `NotTold`.
+        /// Tell of the guest. Answer: `Kept`, `Gathered`, `Lasting` or
+        /// `NotTold`.
         18 Fact { fact: Fact },
         /// Trim all local filesystems, of ranges of at least so many bytes. This
         /// and the next three: answer `Begun` or `Refused`; after the first, notes
@@ -511,6 +540,9 @@ frames! {
         21 Network {} + fd,
         /// Nothing can be told: error number.
         22 NotTold { errno: i32 },
+        /// As `Gathered`, and looks at the name and at the object that show when it
+        /// is to be asked for again.
+        23 Lasting { length: u32, name: Stamp, object: Stamp } + fds,
         /// What a trim has come to, or part of it. Note.
         30 Trimmed { filesystems: List<Trimmed, MAX_TRIMMED> },
         /// What became of the memory blocks. Note.
@@ -537,7 +569,7 @@ frames! {
         /// Before the first, where the policy needs it: where to put what it
         /// gathers.
         5 Memory {} + fd,
-        /// Tell of the guest. Report: `Gathered` or `NotTold`.
+        /// Tell of the guest. Report: `Gathered`, `Lasting` or `NotTold`.
         6 Tell { id: u64, fact: Fact },
     }
 }
@@ -559,6 +591,8 @@ frames! {
         /// So many bytes of the memory are what was asked for; whether something
         /// is there that could not be opened.
         6 Gathered { id: u64, length: u32, denied: bool },
+        /// As `Gathered`, all of it, and looks at the name and at the object.
+        7 Lasting { id: u64, length: u32, name: Stamp, object: Stamp } + fds,
         /// Nothing: error number.
         8 NotTold { id: u64, errno: i32 },
     }

@@ -14,7 +14,7 @@ use nix::fcntl::{AT_FDCWD, openat, readlinkat};
 use nix::sys::stat::Mode as Permissions;
 use nix::sys::uio::pwrite;
 use nix::unistd::{ftruncate, read};
-use postern_core::catalogue::facts::{Fact, MOUNTS, Part, Reads};
+use postern_core::catalogue::facts::{Fact, MOUNTS, Part};
 use postern_core::confine::filters::OPEN_FACT;
 use postern_core::ipc::bundle::{Gathered, Kind};
 use postern_core::sys::listing;
@@ -50,8 +50,7 @@ pub(crate) struct Held {
 /// `EFBIG` for more than a bundle holds, what
 /// pwrite(2) fails with, and `ENODEV` without memory.
 pub(crate) fn tell(fact: Fact, held: &Held) -> Result<Told, Errno> {
-    // The broker has the others.
-    let Reads::Gathered(parts) = fact.row().reads else { return Err(Errno::EINVAL) };
+    let parts = fact.parts();
     let memory = held.memory.as_ref().ok_or(Errno::ENODEV)?;
     let mut gatherer = Gatherer { mounts: held.mounts.as_ref(), ..Gatherer::default() };
     for part in parts {

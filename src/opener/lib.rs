@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod gather;
+mod lasting;
 mod open;
 mod space;
 
@@ -28,6 +29,7 @@ use postern_core::policy::parts::OpenerPart;
 use postern_core::sys::{descriptors, last_words, process};
 
 use gather::{Held, Told};
+use lasting::Looks;
 use open::{Opened, Opener};
 
 type Broker = Pipe<OpenerReport, OpenerOrder>;
@@ -120,9 +122,13 @@ fn serve(broker: &mut Broker, opener: &Opener, held: &Held, confined: &Confined)
                     broker.send(&report, None)
                 }
             },
-            Ok(OpenerOrder::Tell { id, fact }) => match gather::tell(fact, held) {
-                Ok(Told { length, denied }) => broker.send(&OpenerReport::Gathered { id, length, denied }, None),
-                Err(errno) => broker.send(&OpenerReport::NotTold { id, errno: errno as i32 }, None),
+            Ok(OpenerOrder::Tell { id, fact }) => match (Looks::of(fact), gather::tell(fact, held)) {
+                (Some(Looks { name, object }), Ok(Told { length, denied: false })) => {
+                    let report = OpenerReport::Lasting { id, length, name: name.1, object: object.1 };
+                    broker.send_two(&report, name.0.as_fd(), object.0.as_fd())
+                }
+                (_, Ok(Told { length, denied })) => broker.send(&OpenerReport::Gathered { id, length, denied }, None),
+                (_, Err(errno)) => broker.send(&OpenerReport::NotTold { id, errno: errno as i32 }, None),
             },
             Err(ReceiveError::Closed) => return End::BrokerGone,
             Ok(_) | Err(_) => return End::BrokerBroken,

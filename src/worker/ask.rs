@@ -13,8 +13,8 @@ use postern_core::catalogue::facts::Fact;
 use postern_core::confine::filters;
 use postern_core::ipc::{Bytes, List, MAX_FRAME, Pipe, ReceiveError, Received};
 use postern_core::messages::{
-    Answer, Ask, BlockSet, ChannelKind, Count, Denial, FreezeState, MAX_MOUNTPOINTS, Standing, SuspendMode, Switch,
-    Text, Trimmed, Use, WirePath,
+    Answer, Ask, BlockSet, ChannelKind, Count, Denial, FreezeState, MAX_MOUNTPOINTS, Stamp, Standing, SuspendMode,
+    Switch, Text, Trimmed, Use, WirePath,
 };
 use postern_core::policy::ShutdownMode;
 use postern_core::policy::parts::WorkerPart;
@@ -66,9 +66,13 @@ pub(crate) struct Setup {
 pub(crate) enum Told {
     /// A file to be kept and read again.
     Kept(OwnedFd),
-    /// So many bytes, where gathered facts are read.
-    Gathered(u32),
+    /// So many bytes, where gathered facts are read; and what shows when they are to be
+    /// asked for again, if that can be known.
+    Gathered(u32, Option<Looks>),
 }
+
+/// What shows a change: each object, and its stamp when it was told.
+pub(crate) type Looks = [(OwnedFd, Stamp); 2];
 
 /// What the broker tells unasked.
 #[derive(Debug)]
@@ -228,7 +232,11 @@ impl Broker {
         let answer = self.ask(&Ask::Fact { fact })?;
         match (answer.message, answer.descriptor) {
             (Answer::Kept {}, Some(file)) => Ok(Ok(Told::Kept(file))),
-            (Answer::Gathered { length }, None) => Ok(Ok(Told::Gathered(length))),
+            (Answer::Gathered { length }, None) => Ok(Ok(Told::Gathered(length, None))),
+            (Answer::Lasting { length, name, object }, Some(looked)) => {
+                let looks = answer.second.map(|second| [(looked, name), (second, object)]);
+                Ok(Ok(Told::Gathered(length, looks)))
+            }
             (Answer::NotTold { errno }, None) => Ok(Err(Errno::from_raw(errno))),
             _ => Err(BrokerLost { closed: false }),
         }
@@ -374,7 +382,7 @@ fn note(received: Received<Answer>) -> Result<Note, Box<Received<Answer>>> {
         (Answer::End {}, None) => Note::End,
         (Answer::Retire {}, None) => Note::Retire,
         (message, descriptor) => {
-            return Err(Box::new(Received { message, descriptor, second: None, sender: received.sender }));
+            return Err(Box::new(Received { message, descriptor, second: received.second, sender: received.sender }));
         }
     })
 }

@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::sys::uio::pread;
 use postern_core::catalogue::Command;
 use postern_core::catalogue::facts::{FACTS, Fact, FactSet, MOUNTS};
@@ -78,6 +79,12 @@ pub(crate) fn play(script: &str, mut broker: Broker, part: &WorkerPart, handed: 
             (Answer::Gathered { length }, None, Some(fact)) => {
                 let told = memory.as_ref().is_some_and(|memory| is_of(fact, memory, length));
                 break if told { GATHERED } else { TOO_MUCH };
+            }
+            (Answer::Lasting { length, .. }, Some(name), Some(fact)) => {
+                let told = memory.as_ref().is_some_and(|memory| is_of(fact, memory, length));
+                // Of what it was gathered from it sees whether that changes, and no more.
+                let reads = [Some(name), received.second].map(|look| pread(look.expect("two"), &mut [0], 0));
+                break if told && reads == [Err(Errno::EBADF); 2] { GATHERED } else { TOO_MUCH };
             }
             (Answer::NotTold { .. }, None, _) => break NOT_TOLD,
             _ => {}

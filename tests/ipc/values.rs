@@ -5,7 +5,7 @@ use postern_core::catalogue::{Command, CommandSet};
 use postern_core::ipc::{Bytes, List, Wire};
 use postern_core::messages::{
     Answer, Ask, Barrier, BlockResponse, BlockSet, ChannelKind, Count, Denial, Facts, FreezeState, Identity,
-    OpenerOrder, OpenerReport, Role, SpawnerOrder, SpawnerReport, Standing, SuspendMode, Switch, Text, Trimmed,
+    OpenerOrder, OpenerReport, Role, SpawnerOrder, SpawnerReport, Stamp, Standing, SuspendMode, Switch, Text, Trimmed,
     TrimmedBytes, Use, WirePath,
 };
 use postern_core::policy::parts::WorkerPart;
@@ -193,6 +193,7 @@ pub(crate) fn answer() -> impl Strategy<Value = Answer> {
         Just(Answer::Memory {}),
         any::<u32>().prop_map(|length| Answer::Gathered { length }),
         Just(Answer::Kept {}),
+        (any::<u32>(), stamp(), stamp()).prop_map(|(length, name, object)| Answer::Lasting { length, name, object }),
         any::<i32>().prop_map(|errno| Answer::NotTold { errno }),
         list(trimmed()).prop_map(|filesystems| Answer::Trimmed { filesystems }),
         list(block()).prop_map(|blocks| Answer::BlocksSet { blocks }),
@@ -200,6 +201,10 @@ pub(crate) fn answer() -> impl Strategy<Value = Answer> {
         text().prop_map(|why| Answer::ActFailed { why }),
         (path(), option::of(text())).prop_map(|(path, name)| Answer::OpenPort { path, name }),
     ]
+}
+
+fn stamp() -> impl Strategy<Value = Stamp> {
+    any::<(i64, i64, u64)>().prop_map(|(seconds, nanoseconds, links)| Stamp { seconds, nanoseconds, links })
 }
 
 pub(crate) fn opener_order() -> impl Strategy<Value = OpenerOrder> {
@@ -231,6 +236,12 @@ pub(crate) fn opener_report() -> impl Strategy<Value = OpenerReport> {
             id,
             length,
             denied
+        }),
+        (any::<u64>(), any::<u32>(), stamp(), stamp()).prop_map(|(id, length, name, object)| OpenerReport::Lasting {
+            id,
+            length,
+            name,
+            object
         }),
         (any::<u64>(), any::<i32>()).prop_map(|(id, errno)| OpenerReport::NotTold { id, errno }),
     ]

@@ -28,16 +28,16 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_is_redacted_is_neither_told_nor_read", what_is_redacted_is_neither_told_nor_read),
 ];
 
-fn policy(commands: &[&str]) -> String {
+pub(crate) fn policy(commands: &[&str]) -> String {
     format!("[commands]\nallow = {}\n", json!(commands))
 }
 
-fn told(host: &mut Host, command: &str) -> Value {
+pub(crate) fn told(host: &mut Host, command: &str) -> Value {
     host.returns(command, &Value::Null)
 }
 
 /// Puts a file there as programs of a distribution do: a new one, renamed over.
-fn put(path: &str, content: &[u8]) {
+pub(crate) fn put(path: &str, content: &[u8]) {
     let path = Path::new(path);
     fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
     let new = path.with_extension("new");
@@ -83,7 +83,7 @@ fn the_distribution_and_its_kernel_are_told() {
 
 /// A file of RFC 9636 whose zone is this since 1970, as `TZ` would have it, beginning
 /// with this name and so many seconds east.
-fn zone(rule: &str, name: &str, offset: i32) -> Vec<u8> {
+pub(crate) fn zone(rule: &str, name: &str, offset: i32) -> Vec<u8> {
     let length = u8::try_from(name.len() + 1).expect("a short name");
     let block = |times: u8| {
         let counts = [times, 0, 0, 0, 1, 0, 0, 0, length];
@@ -134,7 +134,7 @@ fn the_zone_is_where_the_link_leads_now() {
 }
 
 /// A record of utmp(5) of somebody who is logged in.
-fn login(name: &str, seconds: u32, microseconds: u32) -> Vec<u8> {
+pub(crate) fn login(name: &str, seconds: u32, microseconds: u32) -> Vec<u8> {
     let mut record = vec![0; size_of::<libc::utmpx>()];
     let mut set = |at: usize, bytes: &[u8]| record[at..at + bytes.len()].copy_from_slice(bytes);
     set(0, &libc::USER_PROCESS.to_ne_bytes());

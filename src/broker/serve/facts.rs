@@ -7,13 +7,14 @@
 //!
 //! Trust: a worker asks for a number; the opener is as good as its confinement.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use postern_core::audit::Record;
 use postern_core::catalogue::facts::{Fact, FactSet};
 use postern_core::ipc::bundle::BUNDLE_MAX;
-use postern_core::messages::{Answer, OpenerOrder, Role};
+use postern_core::messages::{Answer, OpenerOrder, Role, Stamp};
 use postern_core::policy::Policy;
 
 use super::Broker;
@@ -24,6 +25,13 @@ use crate::family::{Opener, Worker};
 /// place of that since is closed to it. So often at most a fresh one is born for
 /// that.
 const RENEWED_AFTER: Duration = Duration::from_secs(60);
+
+/// What an opener looked at: a name, and what it leads to.
+#[derive(Debug)]
+pub(super) struct Looks {
+    pub(super) descriptors: (OwnedFd, OwnedFd),
+    pub(super) stamps: (Stamp, Stamp),
+}
 
 /// A fact that is being told.
 #[derive(Clone, Copy, Debug)]
@@ -66,8 +74,10 @@ impl Broker {
         }
     }
 
-    /// The opener has put it where the worker reads it.
-    pub(super) fn gathered(&mut self, id: u64, length: u32, denied: bool) {
+    /// The opener has put it where the worker reads it. What shows when it is to be
+    /// asked for again is handed on only behind a record of its own: without one, the
+    /// worker asks again each time.
+    pub(super) fn gathered(&mut self, id: u64, length: u32, denied: bool, looks: Option<Looks>) {
         let Some(telling) = self.telling.take_if(|telling| telling.id == id) else { return };
         if denied && self.renews(&telling) {
             return self.tell_again(telling);
@@ -75,9 +85,17 @@ impl Broker {
         if usize::try_from(length).map_or(true, |length| length > BUNDLE_MAX) {
             return self.tell_none(telling.fact, Errno::EFBIG);
         }
-        self.note(&Record::FactTold { child: self.worker_number(), fact: telling.fact, errno: None });
+        let recorded =
+            self.record_first(&Record::FactTold { child: self.worker_number(), fact: telling.fact, errno: None });
         self.heard_worker();
-        self.answer(&Answer::Gathered { length }, None);
+        let Some(Looks { descriptors, stamps: (name, object) }) = looks.filter(|_| recorded) else {
+            return self.answer(&Answer::Gathered { length }, None);
+        };
+        let Some(worker) = &self.worker else { return };
+        let lasting = Answer::Lasting { length, name, object };
+        if worker.pipe.send_two(&lasting, descriptors.0.as_fd(), descriptors.1.as_fd()).is_err() {
+            self.lose_worker();
+        }
     }
 
     pub(super) fn not_told(&mut self, id: u64, errno: Errno) {

@@ -15,6 +15,7 @@ use postern_core::policy::rules::{Mode, Types};
 use postern_core::sys::fs::{self, Object};
 
 use super::children::Parting;
+use super::facts::Looks;
 use super::{Broker, Opening, text};
 use crate::decide::Refusal;
 use crate::family::Child;
@@ -130,7 +131,16 @@ impl Broker {
                 self.last_words = Some(text(message.as_slice()));
                 self.lose_opener();
             }
-            OpenerReport::Gathered { id, length, denied } => self.gathered(id, length, denied),
+            OpenerReport::Gathered { id, length, denied } => self.gathered(id, length, denied, None),
+            OpenerReport::Lasting { id, length, name, object } => {
+                let looks = received.descriptor.zip(received.second);
+                self.gathered(
+                    id,
+                    length,
+                    false,
+                    looks.map(|descriptors| Looks { descriptors, stamps: (name, object) }),
+                );
+            }
             OpenerReport::NotTold { id, errno } => self.not_told(id, Errno::from_raw(errno)),
             OpenerReport::Opened { id, facts } => {
                 if let (Some(file), Some(look)) = (received.descriptor, received.second) {

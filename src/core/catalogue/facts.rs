@@ -8,6 +8,8 @@
 //! Trust: plain data, no input. Anyone may read it.
 //! Source of the paths: proc(5), and the kernel's `Documentation/ABI` for `/sys`.
 
+use std::time::Duration;
+
 /// Something of the guest that is read where it stands. The number is its bit in a
 /// [`FactSet`] and its form in IPC frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,6 +51,11 @@ pub enum Reads {
     /// As bytes: the opener reads all of these each time it is asked, and hands on
     /// what it read, not what it read from.
     Gathered(&'static [Part]),
+    /// The same, to be told again by the worker until what is named first among these
+    /// shows a change. Some changes show there only later, or never: a file that comes
+    /// to be where there was none, a link behind a link, a mount. So what was told is
+    /// never older than this.
+    Lasting(&'static [Part], Duration),
 }
 
 /// Some of what is gathered. What is not there is left out.
@@ -129,35 +136,42 @@ pub struct Row {
     pub reads: Reads,
 }
 
+/// How old what lasts may be.
+const LASTS: Duration = Duration::from_secs(5);
+
 /// Every fact, in [`Fact`]'s order, so that a fact indexes its own row.
 pub static FACTS: [Row; 16] = [
     Row { fact: Fact::Load, name: "load", reads: Reads::Kept(&["/proc/loadavg"]) },
     Row {
         fact: Fact::Timezone,
         name: "timezone",
-        reads: Reads::Gathered(&[Part::File { path: "/etc/localtime", reach: Some("/usr/share/zoneinfo") }]),
+        reads: Reads::Lasting(&[Part::File { path: "/etc/localtime", reach: Some("/usr/share/zoneinfo") }], LASTS),
     },
     // os-release(5): the first that is there.
     Row {
         fact: Fact::OsRelease,
         name: "os-release",
-        reads: Reads::Gathered(&[file("/etc/os-release"), file("/usr/lib/os-release")]),
+        reads: Reads::Lasting(&[file("/etc/os-release"), file("/usr/lib/os-release")], LASTS),
     },
     // The second where nobody writes the first.
     Row {
         fact: Fact::Users,
         name: "users",
-        reads: Reads::Gathered(&[
-            file("/run/utmp"),
-            Part::Each {
-                directory: "/run/systemd/sessions",
-                prefix: "",
-                reach: "/run/systemd/sessions",
-                files: &[""],
-                links: &[],
-                lists: &[],
-            },
-        ]),
+        reads: Reads::Lasting(
+            &[
+                file("/run/utmp"),
+                // logind puts a new file in place of one that says something else.
+                Part::Each {
+                    directory: "/run/systemd/sessions",
+                    prefix: "",
+                    reach: "/run/systemd/sessions",
+                    files: &[""],
+                    links: &[],
+                    lists: &[],
+                },
+            ],
+            LASTS,
+        ),
     },
     Row { fact: Fact::Cpustats, name: "cpustats", reads: Reads::Kept(&["/proc/stat"]) },
     Row { fact: Fact::Diskstats, name: "diskstats", reads: Reads::Kept(&["/proc/diskstats"]) },
@@ -244,7 +258,25 @@ impl Fact {
     /// Whether the opener reads it, and hands on what it read.
     #[must_use]
     pub fn is_gathered(self) -> bool {
-        matches!(self.row().reads, Reads::Gathered(_))
+        matches!(self.row().reads, Reads::Gathered(_) | Reads::Lasting(..))
+    }
+
+    /// What is gathered for it.
+    #[must_use]
+    pub fn parts(self) -> &'static [Part] {
+        match self.row().reads {
+            Reads::Gathered(parts) | Reads::Lasting(parts, _) => parts,
+            Reads::Kept(_) | Reads::Network(_) | Reads::Netlink => &[],
+        }
+    }
+
+    /// How old it may be when it is told again, if it may.
+    #[must_use]
+    pub fn lasts(self) -> Option<Duration> {
+        match self.row().reads {
+            Reads::Lasting(_, most) => Some(most),
+            _ => None,
+        }
     }
 
     /// Whether it is read from a descriptor that the broker has since its start, and a
@@ -262,11 +294,7 @@ impl Fact {
 
     /// What the opener's Landlock domain must leave it for this fact.
     pub fn grants(self) -> impl Iterator<Item = (&'static str, Allows)> {
-        let parts: &[Part] = match self.row().reads {
-            Reads::Gathered(parts) => parts,
-            Reads::Kept(_) | Reads::Network(_) | Reads::Netlink => &[],
-        };
-        parts.iter().flat_map(Part::grants)
+        self.parts().iter().flat_map(Part::grants)
     }
 }
 
@@ -336,10 +364,17 @@ impl FactSet {
         !self.gathered().is_empty()
     }
 
-    /// How many of them a worker has a descriptor of.
+    /// How many descriptors a worker keeps for them.
     #[must_use]
     pub fn kept(self) -> usize {
-        self.iter().filter(|fact| fact.is_kept()).count()
+        let of = |fact: Fact| if fact.lasts().is_some() { 2 } else { fact.is_kept().into() };
+        self.iter().map(of).sum()
+    }
+
+    /// Whether any of them is told again until it changes.
+    #[must_use]
+    pub fn lasts(self) -> bool {
+        self.iter().any(|fact| fact.lasts().is_some())
     }
 
     /// Whether all of them are in `other`.
@@ -351,7 +386,7 @@ impl FactSet {
     /// Whether any of them asks how full filesystems are.
     #[must_use]
     pub fn measures(self) -> bool {
-        self.iter().any(|fact| matches!(fact.row().reads, Reads::Gathered(parts) if parts.contains(&Part::Space)))
+        self.iter().any(|fact| fact.parts().contains(&Part::Space))
     }
 }
 

@@ -64,6 +64,9 @@ pub const LOADER: Option<&str> = if cfg!(target_feature = "crt-static") {
 /// How the opener looks at an object before it opens it.
 pub const LOOK: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
 
+/// How the opener looks at a name of the guest's files: at the link, if it is one.
+pub const LOOK_AT_NAME: OFlag = LOOK.union(OFlag::O_NOFOLLOW);
+
 /// How the opener opens an existing object in a mode.
 #[must_use]
 pub const fn reopen_flags(mode: Mode) -> OFlag {
@@ -180,6 +183,9 @@ pub fn worker(part: &WorkerPart) -> Vec<Rule> {
     if facts.iter().any(|fact| !fact.is_handed()) {
         rules.push(permit!(pread64, "reading again what tells of the guest"));
     }
+    if facts.lasts() {
+        rules.push(permit!(fstat, "whether what was told of the guest is another now"));
+    }
     if facts.contains(Fact::Interfaces) {
         rules.extend([
             permit!(
@@ -266,6 +272,13 @@ fn telling(facts: FactSet) -> Vec<Rule> {
             permit!(pwrite64, [When::Is(0, int(GATHERED))], "putting it where the worker reads it"),
             permit!(ftruncate, [When::Is(0, int(GATHERED))], "forgetting what was gathered before"),
         ]);
+    }
+    if facts.lasts() {
+        rules.push(permit!(
+            openat,
+            [When::Is(0, int(libc::AT_FDCWD)), When::Is(2, flags(LOOK_AT_NAME))],
+            "looking at a name, which shows when it leads elsewhere"
+        ));
     }
     if facts.measures() {
         rules.extend([

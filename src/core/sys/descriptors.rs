@@ -79,6 +79,9 @@ pub struct Stat {
     pub links: u64,
     /// The device that a device node stands for, as `st_rdev`.
     pub stands_for: u64,
+    /// When it was changed last, in seconds since 1970 and nanoseconds: its content, its
+    /// permissions, its number of names.
+    pub changed: (i64, i64),
 }
 
 /// `fstat` by its own system call: it takes a descriptor and no path, so a
@@ -104,6 +107,7 @@ pub fn stat(descriptor: BorrowedFd<'_>) -> Result<Stat, Errno> {
         gid: stat.st_gid,
         size: u64::try_from(stat.st_size).unwrap_or(0),
         #[allow(clippy::useless_conversion, reason = "32 bits on aarch64")]
+        changed: (stat.st_ctime, stat.st_ctime_nsec),
         links: u64::from(stat.st_nlink),
         stands_for: stat.st_rdev,
     })

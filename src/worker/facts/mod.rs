@@ -1,8 +1,8 @@
 //! Facts of the guest, from bytes to replies: what the kernel's and root's files
 //! say, as the host is told it.
 //!
-//! [`Facts`] has the bytes: descriptors that it keeps and reads again, and the
-//! memory that the opener gathers into. The rooms below are pure: bytes in, a reply
+//! [`Facts`] has the bytes: descriptors that it keeps and reads again, the memory that
+//! the opener gathers into, and of some facts what was gathered last ([`lasting`]). The rooms below are pure: bytes in, a reply
 //! out, nothing asked.
 //!
 //! Trust: the files are the kernel's and root's, and some of what stands in them
@@ -17,6 +17,7 @@ pub mod diskstats;
 mod fixtures;
 pub(crate) mod fsinfo;
 pub(crate) mod host;
+mod lasting;
 pub(crate) mod load;
 pub mod memory;
 pub mod network;
@@ -37,6 +38,7 @@ use postern_core::ipc::bundle::BUNDLE_MAX;
 use thiserror::Error;
 
 use super::ask::{Broker, BrokerLost, Told};
+use lasting::Lasting;
 use network::dump::Netlink;
 
 /// What a guest has nothing of; the texts are stock's, where it has one.
@@ -68,6 +70,7 @@ pub(crate) struct Facts {
     /// lives.
     kept: BTreeMap<Fact, Option<OwnedFd>>,
     gathered: Option<OwnedFd>,
+    lasting: BTreeMap<Fact, Lasting>,
     /// Processors as they were gathered last.
     pub(crate) cpus: cpu::Known,
     /// Over which the kernel tells of interfaces, if that is told.
@@ -81,20 +84,29 @@ impl Facts {
     /// that this process was handed, if it was.
     pub(crate) fn new(gathered: Option<OwnedFd>, netlink: Option<OwnedFd>) -> Self {
         let netlink = netlink.map(Netlink::new);
-        Self { kept: BTreeMap::new(), gathered, cpus: cpu::Known::default(), netlink, bytes: Vec::new() }
+        let (kept, lasting, cpus) = (BTreeMap::new(), BTreeMap::new(), cpu::Known::default());
+        Self { kept, gathered, lasting, cpus, netlink, bytes: Vec::new() }
     }
 
     /// The bytes of a fact, as it is now, or why there are none.
     pub(crate) fn read(&mut self, fact: Fact, broker: &mut Broker) -> Result<Result<&[u8], Errno>, BrokerLost> {
+        if self.lasting.get(&fact).is_some_and(Lasting::is_fresh) {
+            return Ok(Ok(self.lasting[&fact].bytes()));
+        }
+        self.lasting.remove(&fact);
         let file = match self.kept.entry(fact) {
             Entry::Occupied(kept) => kept.into_mut(),
             Entry::Vacant(place) => match broker.fact(fact)? {
                 Ok(Told::Kept(file)) => place.insert(Some(file)),
                 Err(Errno::ENOENT) if fact.is_kept() => place.insert(None),
-                Ok(Told::Gathered(length)) => {
+                Ok(Told::Gathered(length, looks)) => {
                     let Some(memory) = &self.gathered else { return Ok(Err(Errno::EBADF)) };
                     let most = usize::try_from(length).unwrap_or(usize::MAX).min(BUNDLE_MAX);
-                    return Ok(read_from_start(memory, &mut self.bytes, most));
+                    let read = read_from_start(memory, &mut self.bytes, most);
+                    if let (Ok(bytes), Some(looks), Some(most)) = (read, looks, fact.lasts()) {
+                        self.lasting.extend(Lasting::new(bytes, looks, most).map(|lasting| (fact, lasting)));
+                    }
+                    return Ok(read);
                 }
                 Err(errno) => return Ok(Err(errno)),
             },

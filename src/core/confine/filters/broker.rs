@@ -119,7 +119,7 @@ pub fn broker_opens(policy: &Policy) -> Vec<String> {
     let told = facts.iter().filter_map(|fact| match fact.row().reads {
         Reads::Kept(paths) => Some(format!("{} for workers to read", paths.join(", or else "))),
         Reads::Network(name) => Some(format!("/proc/net/{name} for workers to read")),
-        Reads::Gathered(_) | Reads::Netlink => None,
+        Reads::Gathered(_) | Reads::Lasting(..) | Reads::Netlink => None,
     });
     acts.chain(told).collect()
 }
