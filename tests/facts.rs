@@ -29,6 +29,10 @@ mod scene;
 mod schema;
 #[path = "facts/spare.rs"]
 mod spare;
+#[path = "facts/table.rs"]
+mod table;
+#[path = "facts/verdict.rs"]
+mod verdict;
 #[path = "facts/without.rs"]
 mod without;
 
@@ -40,6 +44,7 @@ use support::runner;
 const PROGRAMS: &[&str] = &[BINARY, "qemu-ga", "losetup", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "ip"];
 
 fn main() -> ExitCode {
+    table::open();
     if std::env::args().nth(1).is_none_or(|argument| !matches!(argument.as_str(), "--role" | "--in-cell" | "--list")) {
         agents::prepare();
     }

@@ -26,6 +26,16 @@ pub(crate) fn offered() -> impl Iterator<Item = &'static str> {
     reading().filter(|name| catalogue::lookup(name).is_some_and(|entry| entry.command.is_some()))
 }
 
+/// Those that are compared with stock: these, and what tells of the agent itself.
+pub(crate) fn compared() -> impl Iterator<Item = &'static str> {
+    ["guest-ping", "guest-info", "guest-fsfreeze-status"].into_iter().chain(reading())
+}
+
+/// What a policy has to name so that these are answered.
+pub(crate) fn allowed() -> impl Iterator<Item = &'static str> {
+    compared().skip(2)
+}
+
 /// A policy that allows all of these.
 pub(crate) fn policy(commands: impl Iterator<Item = &'static str>) -> String {
     let names: Vec<String> = commands.map(|name| format!("\"{name}\"")).collect();

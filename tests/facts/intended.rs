@@ -13,9 +13,50 @@ pub(crate) struct Intended {
     /// Whether the two are as they are meant to be: stock's, postern's.
     pub(crate) is: fn(Option<&Value>, Option<&Value>) -> bool,
     pub(crate) why: &'static str,
-    /// What it needs of the machine that the scene cannot bring, if anything.
-    pub(crate) needs: Option<&'static str>,
+    /// Where it must be seen.
+    pub(crate) places: &'static [Place],
+    /// What it needs of a machine, if it may be seen elsewhere too.
+    pub(crate) may: Option<&'static str>,
 }
+
+/// Where postern is asked beside stock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A cell of the machine that runs the tests.
+    Cell,
+    /// A virtual machine with Debian and systemd.
+    Systemd,
+    /// One with Debian and System V's init.
+    Sysvinit,
+    /// One with busybox alone.
+    Busybox,
+}
+
+impl Intended {
+    /// Whether it is about this command and a stock of this version.
+    pub(crate) fn is_of(&self, command: &str, version: &str) -> bool {
+        self.command == command && self.of.iter().any(|of| version.starts_with(of))
+    }
+
+    /// The number of its reason in [`notes`], from 1.
+    pub(crate) fn note(&self) -> usize {
+        1 + notes().iter().position(|note| *note == self.why).expect("a reason")
+    }
+}
+
+/// Every reason, once.
+pub(crate) fn notes() -> Vec<&'static str> {
+    let mut notes = Vec::new();
+    for row in INTENDED {
+        if !notes.contains(&row.why) {
+            notes.push(row.why);
+        }
+    }
+    notes
+}
+
+const EVERYWHERE: &[Place] = &[Place::Cell, Place::Systemd, Place::Sysvinit, Place::Busybox];
+const IN_VMS: &[Place] = &[Place::Systemd, Place::Sysvinit, Place::Busybox];
 
 /// Two numbers that are as good as the same.
 fn near(stock: Option<&Value>, ours: Option<&Value>) -> bool {
@@ -39,7 +80,7 @@ const ANY: &[&str] = &[""];
 
 const fn load(at: &'static str) -> Intended {
     let why = "to hundredths, as /proc/loadavg has it; stock asks sysinfo(2)";
-    Intended { command: "guest-get-load", at, of: &["10.0"], is: near, why, needs: Some("a load") }
+    Intended { command: "guest-get-load", at, of: &["10.0"], is: near, why, places: IN_VMS, may: Some("a load") }
 }
 
 pub(crate) const INTENDED: &[Intended] = &[
@@ -52,7 +93,8 @@ pub(crate) const INTENDED: &[Intended] = &[
         of: ANY,
         is: |stock, ours| stock.is_some() && ours.is_none(),
         why: "a drive is asked for its health by an ioctl that takes CAP_SYS_ADMIN",
-        needs: Some("an NVMe drive"),
+        places: IN_VMS,
+        may: Some("an NVMe drive"),
     },
     Intended {
         command: "guest-get-osinfo",
@@ -60,7 +102,8 @@ pub(crate) const INTENDED: &[Intended] = &[
         of: ANY,
         is: |stock, ours| is(stock, "'Guest") && is(ours, "Guest of a test"),
         why: "a value in single quotes is what stands between them, as os-release(5) says",
-        needs: None,
+        places: &[Place::Cell, Place::Busybox],
+        may: None,
     },
     Intended {
         command: "guest-get-users",
@@ -72,7 +115,8 @@ pub(crate) const INTENDED: &[Intended] = &[
             matches!((name(stock), name(ours)), (Some(36), None) | (None, Some(32)))
         },
         why: "a name as long as its field ends with it; stock reads on into the host's",
-        needs: None,
+        places: &[Place::Cell, Place::Busybox],
+        may: None,
     },
     Intended {
         command: "guest-network-get-route",
@@ -83,7 +127,8 @@ pub(crate) const INTENDED: &[Intended] = &[
             word(ours).is_some_and(|word| stock.and_then(Value::as_u64) == Some(i64::from(word).cast_unsigned()))
         },
         why: WORDS,
-        needs: None,
+        places: EVERYWHERE,
+        may: None,
     },
     Intended {
         command: "guest-network-get-route",
@@ -91,7 +136,8 @@ pub(crate) const INTENDED: &[Intended] = &[
         of: &["10.0"],
         is: |stock, ours| word(ours).is_some_and(|word| stock.and_then(Value::as_i64) == Some(i64::from(word))),
         why: WORDS,
-        needs: None,
+        places: EVERYWHERE,
+        may: None,
     },
     Intended {
         command: "guest-get-fsinfo",
@@ -99,7 +145,8 @@ pub(crate) const INTENDED: &[Intended] = &[
         of: &["7.2"],
         is: |stock, ours| stock.is_none() && ours.is_some_and(Value::is_u64),
         why: "the size that newer stock tells besides",
-        needs: None,
+        places: EVERYWHERE,
+        may: None,
     },
     Intended {
         command: "guest-get-fsinfo",
@@ -107,6 +154,54 @@ pub(crate) const INTENDED: &[Intended] = &[
         of: &["7.2"],
         is: |stock, ours| stock.is_some_and(|stock| stock["mountpoint"] == "/mnt") && ours.is_none(),
         why: "a filesystem stands there once however often it is mounted, as newer stock has it",
-        needs: None,
+        places: EVERYWHERE,
+        may: None,
+    },
+    Intended {
+        command: "guest-get-users",
+        at: "[]",
+        of: ANY,
+        is: |stock, ours| stock.is_none() && ours.is_some_and(|user| user["user"] == "root"),
+        why: "logind's sessions, where the system writes no utmp",
+        places: &[Place::Systemd],
+        may: None,
+    },
+    Intended {
+        command: "guest-info",
+        at: ".version",
+        of: ANY,
+        is: |stock, ours| {
+            stock.is_some_and(Value::is_string) && ours.is_some_and(|own| own == env!("CARGO_PKG_VERSION"))
+        },
+        why: "each says its own version",
+        places: EVERYWHERE,
+        may: None,
+    },
+    Intended {
+        command: "guest-info",
+        at: ".supported_commands[]",
+        of: &["7.2"],
+        is: |stock, ours| stock.is_none() && ours.is_some_and(|one| one["name"].is_string()),
+        why: "commands that this stock does not have yet",
+        places: EVERYWHERE,
+        may: None,
+    },
+    Intended {
+        command: "guest-info",
+        at: ".supported_commands[]",
+        of: &["7.2"],
+        is: |stock, ours| stock.is_some_and(|one| one["enabled"] == false) && ours.is_none(),
+        why: "this stock lists what it has for another system, never enabled",
+        places: EVERYWHERE,
+        may: None,
+    },
+    Intended {
+        command: "guest-info",
+        at: ".supported_commands[].enabled",
+        of: ANY,
+        is: |stock, ours| stock.is_some_and(|one| one == true) && ours.is_some_and(|one| one == false),
+        why: "what the policy of the test does not allow, and what is not offered by design, is not enabled",
+        places: EVERYWHERE,
+        may: None,
     },
 ];
