@@ -10,16 +10,27 @@
 
 mod support;
 
+#[path = "facts/agents.rs"]
+#[allow(dead_code, reason = "agents in cells are another target's")]
+mod agents;
 #[path = "vm/boots.rs"]
 mod boots;
+#[path = "facts/client.rs"]
+#[allow(dead_code, reason = "tested in the target of facts")]
+mod client;
 #[path = "vm/clients.rs"]
 mod clients;
 #[path = "vm/clocks.rs"]
 mod clocks;
 #[path = "vm/collectors.rs"]
 mod collectors;
+#[path = "facts/compare.rs"]
+#[allow(dead_code, reason = "tested in the target of facts")]
+mod compare;
 #[path = "vm/disks.rs"]
 mod disks;
+#[path = "vm/facts.rs"]
+mod facts;
 #[path = "vm/freezes.rs"]
 mod freezes;
 #[path = "vm/guests.rs"]
@@ -28,12 +39,16 @@ mod guests;
 mod heads;
 #[path = "vm/idle.rs"]
 mod idle;
+#[path = "facts/intended.rs"]
+mod intended;
 #[path = "packaging/later.rs"]
 mod later;
 #[path = "vm/libvirt.rs"]
 mod libvirt;
 #[path = "vm/machine.rs"]
 mod machine;
+#[path = "vm/nfs.rs"]
+mod nfs;
 #[path = "vm/package.rs"]
 mod package;
 #[path = "hosts/play.rs"]
@@ -44,6 +59,12 @@ mod port;
 mod postern;
 #[path = "vm/power.rs"]
 mod power;
+#[path = "facts/scene.rs"]
+#[allow(dead_code, reason = "the scene of a cell")]
+mod scene;
+#[path = "facts/schema.rs"]
+#[allow(dead_code, reason = "tested in the target of facts")]
+mod schema;
 #[path = "hosts/script.rs"]
 mod script;
 #[path = "vm/services.rs"]
@@ -54,6 +75,10 @@ mod shell;
 mod snapshots;
 #[path = "vm/swap.rs"]
 mod swap;
+#[path = "facts/table.rs"]
+mod table;
+#[path = "facts/verdict.rs"]
+mod verdict;
 #[path = "vm/virsh.rs"]
 mod virsh;
 
@@ -67,6 +92,7 @@ fn everything() -> bool {
 }
 
 fn main() -> ExitCode {
+    table::open();
     machine::say_accelerator();
     let tests: Vec<runner::Test> = [
         // Minutes of waiting first, beside which the others work.
@@ -74,7 +100,7 @@ fn main() -> ExitCode {
         &boots::tests(),
         clients::TESTS,
         clocks::TESTS,
-        &disks::tests(),
+        &facts::tests(),
         collectors::TESTS,
         &freezes::tests(),
         heads::TESTS,

@@ -43,7 +43,7 @@ pub(crate) fn policy(commands: impl Iterator<Item = &'static str>) -> String {
 }
 
 /// Where `tests/vm/prepare` puts the newer stock.
-fn newer() -> PathBuf {
+pub(crate) fn newer() -> PathBuf {
     let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
     Path::new(env!("CARGO_MANIFEST_DIR")).join(target).join("vm").join(format!("stock-{NEWER}"))
 }

@@ -13,14 +13,14 @@ use nix::sched::{CloneFlags, unshare};
 use crate::support::disk::{Disk, Mounted, one_of_each};
 
 /// Interfaces that a kernel can be without; the others every one has.
-const OPTIONAL: &[(&str, &str)] = &[
+pub(crate) const OPTIONAL: &[(&str, &str)] = &[
     ("dummy", "link add dummy0 type dummy"),
     ("vlan", "link add link left name left.7 type vlan id 7"),
     ("macvlan", "link add link left name mac0 type macvlan"),
 ];
 
 /// A veth pair, one end in a bridge; addresses of every kind; routes.
-const NETWORK: &str = "\
+pub(crate) const NETWORK: &str = "\
 link set lo up
 link add left address 02:00:00:00:00:01 type veth peer name right address 02:00:00:00:00:02
 link add bridge0 address 02:00:00:00:00:03 type bridge
@@ -49,14 +49,14 @@ route add unreachable 2001:db8:66::/48
 ";
 
 /// Central Europe's time, as zic(8) would write it without any past.
-fn zone() -> Vec<u8> {
+pub(crate) fn zone() -> Vec<u8> {
     // Two headers, of version 1 and 2: no transition, one kind of time, four letters.
     let header = [&b"TZif2"[..], &[0; 15], &[0; 12], &[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 4]].concat();
     let kind = [&3600_u32.to_be_bytes()[..], &[0, 0], b"CET\0"].concat();
     [&header, &kind, &header, &kind, &b"\nCET-1CEST,M3.5.0,M10.5.0/3\n"[..]].concat()
 }
 
-const RELEASE: &str = r#"# A comment
+pub(crate) const RELEASE: &str = r#"# A comment
 PRETTY_NAME="Guest \"of\" a test 7 (seven)"
 NAME='Guest of a test'
 VERSION_ID=7
@@ -88,7 +88,7 @@ fn from_elsewhere(mut entry: Vec<u8>) -> Vec<u8> {
     entry
 }
 
-fn users() -> Vec<u8> {
+pub(crate) fn users() -> Vec<u8> {
     const BOOT: i16 = 2;
     const USER: i16 = 7;
     const DEAD: i16 = 8;

@@ -62,7 +62,8 @@ pub(crate) fn sleepless() {
     fs::write("/sys/power/state", "freeze\n").expect("a file");
 }
 
-fn find(program: &str) -> PathBuf {
+/// Where a program of the machine is.
+pub(crate) fn find(program: &str) -> PathBuf {
     ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
         .iter()
         .map(|dir| Path::new(dir).join(program))
@@ -80,11 +81,16 @@ fn copy(program: &Path, root: &Path, to: &Path) {
         }
     };
     place(program, to);
+    for library in libraries(program) {
+        place(&library, &library);
+    }
+}
+
+/// What ldd(1) says that a program needs, the loader among it.
+pub(crate) fn libraries(program: &Path) -> Vec<PathBuf> {
     let output = Command::new("ldd").arg(program).output().expect("ldd");
     let said = String::from_utf8_lossy(&output.stdout);
     // Lines without an address are complaints.
     let found = said.lines().filter(|line| line.contains(" (0x"));
-    for word in found.flat_map(str::split_whitespace).filter(|word| word.starts_with('/')) {
-        place(Path::new(word), Path::new(word));
-    }
+    found.flat_map(str::split_whitespace).filter(|word| word.starts_with('/')).map(PathBuf::from).collect()
 }

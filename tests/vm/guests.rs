@@ -106,6 +106,11 @@ pub(crate) fn package() -> PathBuf {
     PATH.get_or_init(|| path_by("packaging/build", &[])).clone()
 }
 
+/// A directory with stock of a release of Debian's; `start` in there runs it anywhere.
+pub(crate) fn stock(release: &str) -> PathBuf {
+    path_by("tests/vm/prepare", &["stock", release])
+}
+
 /// A package of Debian's, of the userlands' release.
 pub(crate) fn debian(name: &str) -> PathBuf {
     path_by("tests/vm/prepare", &["package", name])
