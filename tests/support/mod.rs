@@ -9,6 +9,7 @@ pub(crate) mod activation;
 pub(crate) mod agent;
 pub(crate) mod binary;
 pub(crate) mod cell;
+pub(crate) mod differences;
 pub(crate) mod disk;
 pub(crate) mod init;
 pub(crate) mod journal;

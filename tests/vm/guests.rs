@@ -84,6 +84,11 @@ pub(crate) fn userland(userland: Userland, processor: Processor) -> PathBuf {
     path_by("tests/vm/prepare", &["userland", &format!("{}{ending}", userland.name())])
 }
 
+/// A directory with the stock agent of Debian 13, its libraries, and `start`.
+pub(crate) fn newer_stock() -> PathBuf {
+    path_by("tests/vm/prepare", &["stock", "trixie"])
+}
+
 /// Names the executable that a run of the tests has built.
 pub(crate) const EXECUTABLE: &str = "POSTERN_VM_EXECUTABLE";
 

@@ -201,6 +201,13 @@ impl Domain {
         self.await_agent();
     }
 
+    /// Switches it on again.
+    pub(crate) fn start(&mut self) {
+        self.libvirt.virsh(&["start", NAME]);
+        self.shell = Shell::connect(&self.libvirt.path("control"), &self.libvirt.path("console"));
+        self.shell.await_ready();
+    }
+
     pub(crate) fn await_agent(&self) {
         // libvirt knows of the agent when the port is opened.
         eventually("libvirt sees the agent", || {
@@ -247,7 +254,7 @@ fn definition(libvirt: &Libvirt, setup: &Setup) -> String {
         "<domain type='{kind}'>
   <name>{NAME}</name>
   <memory unit='MiB'>{memory}</memory>
-  <vcpu>1</vcpu>
+  <vcpu>{processors}</vcpu>
   <os>
     <type arch='x86_64' machine='pc'>hvm</type>
     <kernel>{kernel}</kernel>
@@ -255,6 +262,7 @@ fn definition(libvirt: &Libvirt, setup: &Setup) -> String {
     <cmdline>{cmdline}</cmdline>
   </os>
   <features><acpi/></features>
+  <pm><suspend-to-mem enabled='yes'/><suspend-to-disk enabled='yes'/></pm>
   <cpu mode='custom' match='exact' check='none'>
     <model fallback='forbid'>qemu64</model>
     <feature policy='disable' name='cx16'/>
@@ -274,6 +282,7 @@ fn definition(libvirt: &Libvirt, setup: &Setup) -> String {
 </domain>
 ",
         memory = setup.memory,
+        processors = setup.processors,
         cmdline = setup.command_line(),
         kind = if accelerator() == "kvm" { "kvm" } else { "qemu" },
         kernel = path("vmlinuz"),

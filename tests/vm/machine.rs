@@ -44,13 +44,16 @@ pub(crate) struct Setup {
     devices: Vec<String>,
     /// MiB.
     pub(crate) memory: u32,
+    /// Virtual processors.
+    pub(crate) processors: u32,
 }
 
 impl Setup {
     /// A kernel and a userland, without postern.
     pub(crate) fn new(kernel: Kernel, userland: Userland) -> Self {
         let memory = if userland == Userland::Busybox { 256 } else { 512 };
-        Self { kernel, userland, append: String::new(), payload: Vec::new(), stock: false, devices: Vec::new(), memory }
+        let (append, payload, devices) = (String::new(), Vec::new(), Vec::new());
+        Self { kernel, userland, append, payload, stock: false, devices, memory, processors: 1 }
     }
 
     /// With a file in the guest.
@@ -64,6 +67,16 @@ impl Setup {
     pub(crate) fn with_postern(self, policy: &str) -> Self {
         let executable = fs::read(guests::executable(self.kernel.processor)).expect("the static executable");
         self.file("/usr/bin/postern", executable, 0o711).file("/etc/postern/policy.toml", policy, 0o644)
+    }
+
+    /// With the newer release's stock agent, wherever it finds its place; nothing
+    /// starts it yet.
+    pub(crate) fn with_newer_stock(mut self) -> Self {
+        for entry in fs::read_dir(guests::newer_stock()).expect("the newer stock").flatten() {
+            let content = fs::read(entry.path()).expect("a file of the newer stock");
+            self = self.file(&format!("/stock/{}", entry.file_name().display()), content, 0o755);
+        }
+        self
     }
 
     /// With the stock agent running.
@@ -230,7 +243,7 @@ impl Machine {
         let mut command = Command::new(program);
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-            .args(["-smp", "1", "-m", &setup.memory.to_string()])
+            .args(["-smp", &setup.processors.to_string(), "-m", &setup.memory.to_string()])
             .arg("-kernel")
             .arg(kernel.join("vmlinuz"))
             .arg("-initrd")

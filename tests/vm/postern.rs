@@ -21,6 +21,11 @@ rights = ["read", "write", "create"]
 pub(crate) const START: &str = "mkdir -p /srv && chown postern: /srv && \
      (postern run -vv </dev/null >/run/postern.log 2>&1 & echo $! >/run/postern.pid)";
 
+/// Starts the newer stock of a guest that has it.
+pub(crate) const STOCK_START: &str = "mkdir -p /run/stock && \
+     (/stock/start -m virtio-serial -p /dev/virtio-ports/org.qemu.guest_agent.0 -t /run/stock \
+     </dev/null >/run/stock.log 2>&1 & echo $! >/run/stock.pid)";
+
 /// Ends the one that [`START`] started.
 pub(crate) const STOP: &str =
     "kill $(cat /run/postern.pid); while kill -0 $(cat /run/postern.pid) 2>/dev/null; do sleep 0.1; done";

@@ -1,5 +1,6 @@
-//! What becomes of virsh's commands for the agent: which QGA commands libvirt sends
-//! for each, and what virsh says in the end. The README's table is made here
+//! What becomes of virsh's commands for the agent: in one guest, with stock's agent
+//! and then with postern. Which QGA commands libvirt sends for each, what virsh says
+//! in the end, and where that differs, why. The README's table is made here
 //! (`UPDATE=1`).
 
 use std::fmt::Write as _;
@@ -9,58 +10,99 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::guests::{LINUX_6_12, Userland};
 use crate::libvirt::{Domain, NAME};
-use crate::postern::VERIFY;
+use crate::machine::Setup;
+use crate::postern::{START, STOCK_START, VERIFY};
 use crate::snapshots::Image;
+use crate::support::differences::listed;
 use crate::support::runner::Test;
 
 pub(crate) const TESTS: &[Test] = &[("libvirt_drives_the_agent", drives_the_agent)];
 
-/// What of a result stands in the table.
-#[derive(Clone, Copy)]
-enum Wanted {
-    /// It goes well, and prints this.
-    Prints(&'static str),
-    /// It goes well; what it prints is different each time, and this is in it.
-    Goes(&'static str),
-    /// The agent refuses this command, and virsh says so.
-    Refused(&'static str),
-    /// It fails for reasons of libvirt's own, with these words.
-    Fails(&'static str),
-}
+/// libvirt's profile, and what it leaves out of what virsh can ask for.
+const POLICY: &str = r#"version = 1
+profile = "libvirt"
+[commands]
+allow = ["guest-suspend-ram", "guest-suspend-disk", "guest-suspend-hybrid", "guest-set-vcpus"]
+[shutdown]
+method = "init"
+"#;
 
-/// virsh's arguments behind the domain's name, and what must come of it. In this
-/// order; none of these ends the machine.
-const COMMANDS: &[(&str, &[&str], Wanted)] = &[
-    ("qemu-agent-command", &[r#"{"execute":"guest-ping"}"#], Wanted::Prints(r#"{"return":{}}"#)),
-    ("qemu-agent-command", &[r#"{"execute":"guest-info"}"#], Wanted::Goes(r#""supported_commands""#)),
-    ("domfsfreeze", &[], Wanted::Prints("Froze 1 filesystem(s)")),
-    ("qemu-agent-command", &[r#"{"execute":"guest-fsfreeze-status"}"#], Wanted::Prints(r#"{"return":"frozen"}"#)),
-    ("domfsthaw", &[], Wanted::Prints("Thawed 1 filesystem(s)")),
-    ("domfsfreeze", &["--mountpoint", "/"], Wanted::Prints("Froze 1 filesystem(s)")),
-    ("domfsthaw", &["--mountpoint", "/"], Wanted::Fails("specifying mountpoints is not supported")),
-    ("domfsthaw", &[], Wanted::Prints("Thawed 1 filesystem(s)")),
-    ("domfsfreeze", &["--mountpoint", "/proc"], Wanted::Prints("Froze 0 filesystem(s)")),
-    ("domfsthaw", &[], Wanted::Prints("Thawed 0 filesystem(s)")),
-    ("domfsinfo", &[], Wanted::Refused("guest-get-fsinfo")),
-    ("guestinfo", &[], Wanted::Prints("")),
-    ("guestinfo", &["--os"], Wanted::Refused("guest-get-osinfo")),
-    ("domhostname", &["--source", "agent"], Wanted::Fails("no hostname found for domain guest")),
-    ("domtime", &[], Wanted::Refused("guest-get-time")),
-    ("domtime", &["--now"], Wanted::Refused("guest-set-time")),
-    ("domifaddr", &["--source", "agent"], Wanted::Refused("guest-network-get-interfaces")),
-    ("guestvcpus", &[], Wanted::Refused("guest-get-vcpus")),
-    ("domfstrim", &[], Wanted::Refused("guest-fstrim")),
-    ("dompmsuspend", &["mem"], Wanted::Refused("guest-suspend-ram")),
-    ("set-user-password", &["root", "secret"], Wanted::Refused("guest-set-user-password")),
-    ("qemu-agent-command", &[r#"{"execute":"guest-exec","arguments":{"path":"id"}}"#], Wanted::Refused("guest-exec")),
+/// What the tiny userland has not: a release, and the program that stock shuts down by.
+const RELEASE: &str = "ID=busybox\nNAME=\"Busybox of a test\"\nVERSION_ID=1\n";
+const SHUTDOWN: &str = "#!/bin/sh\n[ \"$2\" = -r ] && exec reboot\nexec poweroff\n";
+
+/// After each boot: something to be told.
+const SCENE: &str = "hostname guest.example && ip addr add 192.0.2.7/24 dev lo && ip addr add 2001:db8::7/64 dev lo";
+
+/// Where postern means to end otherwise than stock: names of DIFFERENCES.md.
+const NOT_OFFERED: Option<&str> = Some("not-offered");
+const HYBRID: Option<&str> = Some("hybrid-sleep");
+const SAME: Option<&str> = None;
+
+/// A command of virsh's without the domain's name, the arguments behind that, and in
+/// what the agents differ. In this order; each leaves the guest as it was, or the
+/// next one does.
+const COMMANDS: &[(&str, &[&str], Option<&str>)] = &[
+    ("qemu-agent-command", &[r#"{"execute":"guest-ping"}"#], SAME),
+    ("domfsfreeze", &[], SAME),
+    ("qemu-agent-command", &[r#"{"execute":"guest-fsfreeze-status"}"#], SAME),
+    ("domfsthaw", &[], SAME),
+    ("domfsfreeze", &["--mountpoint", "/"], SAME),
+    ("domfsthaw", &["--mountpoint", "/"], SAME),
+    ("domfsthaw", &[], SAME),
+    ("domfsfreeze", &["--mountpoint", "/proc"], SAME),
+    ("domfsthaw", &[], SAME),
+    ("domfsinfo", &[], SAME),
+    ("guestinfo", &[], SAME),
+    ("guestinfo", &["--os"], SAME),
+    ("guestinfo", &["--user", "--timezone"], SAME),
+    ("guestinfo", &["--filesystem", "--disk"], SAME),
+    ("domhostname", &["--source", "agent"], SAME),
+    ("domifaddr", &["--source", "agent"], SAME),
+    ("domifaddr", &["--source", "agent", "--full", "--interface", "lo"], SAME),
+    ("domtime", &[], SAME),
+    ("domtime", &["--pretty"], SAME),
+    ("domtime", &["--time", "1893456000"], NOT_OFFERED),
+    ("domtime", &["--now"], NOT_OFFERED),
+    ("domtime", &["--sync"], NOT_OFFERED),
+    ("guestvcpus", &[], SAME),
+    ("guestvcpus", &["--cpulist", "1", "--disable"], SAME),
+    ("guestvcpus", &[], SAME),
+    ("guestvcpus", &["--cpulist", "1", "--enable"], SAME),
+    ("guestvcpus", &["--cpulist", "0", "--disable"], SAME),
+    ("guestvcpus", &["--cpulist", "7", "--disable"], SAME),
+    ("setvcpus", &["1", "--guest"], SAME),
+    ("vcpucount", &["--guest"], SAME),
+    ("setvcpus", &["2", "--guest"], SAME),
+    ("vcpucount", &["--guest"], SAME),
+    ("domfstrim", &[], SAME),
+    ("domfstrim", &["--minimum", "65536"], SAME),
+    ("domfstrim", &["--mountpoint", "/"], SAME),
+    ("dompmsuspend", &["disk"], SAME),
+    ("dompmsuspend", &["hybrid"], HYBRID),
+    ("dompmsuspend", &["mem"], SAME),
+    ("set-user-password", &["root", "secret"], NOT_OFFERED),
+    ("get-user-sshkeys", &["root"], NOT_OFFERED),
+    ("qemu-agent-command", &[r#"{"execute":"guest-exec","arguments":{"path":"/bin/true"}}"#], NOT_OFFERED),
 ];
 
-/// A row of the table: virsh's words, what libvirt sent for them, what came of it.
+/// What came of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Seen {
+    well: bool,
+    /// What virsh printed, without what is another number each time.
+    printed: String,
+    /// What libvirt sent to the agent for it: names, without the syncs.
+    sent: Vec<String>,
+}
+
+/// A row of the table: virsh's words, and what came of them with stock and postern.
 struct Row {
     words: String,
-    sent: Vec<String>,
-    result: String,
+    seen: [Seen; 2],
+    differs: Option<&'static str>,
 }
 
 /// The name of a command that was sent.
@@ -69,32 +111,52 @@ pub(crate) fn name(sent: &str) -> String {
     command["execute"].as_str().expect("a name").to_owned()
 }
 
-/// The reason that virsh gives last, without its own words for it.
-fn short(printed: &str) -> String {
-    let line = printed.lines().next_back().unwrap_or_default();
+/// With one space where there are some, and without what the clock, the agents'
+/// own files and their processes make another each time.
+fn normal(printed: &str) -> String {
+    let normal = |line: &str| {
+        let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
+        match line.rsplit_once(' ') {
+            Some((before, _)) if before.ends_with("-bytes :") => format!("{before} BYTES"),
+            Some(("Time:", _)) => "Time: SECONDS".to_owned(),
+            _ if line.starts_with("Time: ") => "Time: DATE".to_owned(),
+            _ => line,
+        }
+    };
+    printed.lines().map(normal).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
+}
+
+/// For the table: of a failure the reason, without virsh's own words for it; of many
+/// lines the last.
+fn short(Seen { well, printed, .. }: &Seen) -> String {
+    let line = printed.lines().next_back().unwrap_or("nothing");
+    if *well {
+        let more = if printed.lines().count() > 1 { "… " } else { "" };
+        return format!("{more}{line}");
+    }
     line.rsplit_once("': ").map_or(line, |(_, reason)| reason).trim_start_matches("error: ").to_owned()
 }
 
-fn run(domain: &Domain, command: &str, arguments: &[&str], wanted: Wanted) -> Row {
+/// Runs a command; what it slept through ends here.
+fn run(domain: &Domain, command: &str, arguments: &[&str]) -> Seen {
     let before = domain.sent().len();
     let words = [&[command, NAME], arguments].concat();
     let (well, printed) = domain.libvirt.try_virsh(&words);
-    let (right, result) = match wanted {
-        Wanted::Prints(text) => (well && printed == text, if text.is_empty() { "nothing" } else { text }.to_owned()),
-        Wanted::Goes(part) => (well && printed.contains(part), "version and commands".to_owned()),
-        Wanted::Refused(command) => {
-            let reason = format!("Command {command} has been disabled: the command is not allowed");
-            (!well && printed.contains(&reason), short(&printed))
-        }
-        Wanted::Fails(reason) => (!well && printed.ends_with(reason), format!("libvirt: {reason}")),
-    };
-    assert!(right, "virsh {words:?}: {printed:?}");
-    let shown: Vec<String> = arguments
-        .iter()
-        .map(|word| if word.contains('"') { format!("'{word}'") } else { (*word).to_owned() })
-        .collect();
-    let words = [&[command.to_owned(), NAME.to_owned()], &shown[..]].concat().join(" ");
-    Row { words, sent: domain.sent()[before..].iter().map(|one| name(one)).collect(), result }
+    let sent = domain.sent()[before..].iter().map(|one| name(one)).filter(|name| name != "guest-sync").collect();
+    if command == "dompmsuspend" && well {
+        domain.await_state("pmsuspended");
+        domain.virsh(&["dompmwakeup", NAME]);
+        domain.await_state("running");
+        domain.await_agent();
+    }
+    Seen { well, printed: normal(&printed), sent }
+}
+
+/// How a table shows virsh's words.
+fn shown(command: &str, arguments: &[&str]) -> String {
+    let quoted = |word: &&str| if word.contains('"') { format!("'{word}'") } else { (*word).to_owned() };
+    let arguments = arguments.iter().map(quoted);
+    [command.to_owned(), NAME.to_owned()].into_iter().chain(arguments).collect::<Vec<_>>().join(" ")
 }
 
 const BEGIN: &str = "<!-- Made by a domain of libvirt's: UPDATE=1 cargo test --test vm libvirt_drives -->\n";
@@ -102,12 +164,15 @@ const END: &str = "<!-- libvirt's until here -->\n";
 
 /// Holds that the README has this table, or writes it there.
 fn publish(rows: &[Row]) {
-    let mut table = String::from("\n| `virsh` | commands sent to the agent | result |\n|---|---|---|\n");
-    for Row { words, sent, result } in rows {
-        let sent: Vec<String> = sent.iter().map(|name| format!("`{name}`")).collect();
-        writeln!(table, "| `{words}` | {} | {result} |", sent.join(", ")).expect("a string");
+    let mut table = String::from("\n| `virsh` | commands sent to the agent | with stock | with postern |\n");
+    table.push_str("|---|---|---|---|\n");
+    for Row { words, seen: [stock, ours], differs } in rows {
+        let sent: Vec<String> = ours.sent.iter().map(|name| format!("`{name}`")).collect();
+        let postern = differs.map_or("as stock".to_owned(), |name| format!("{} (`{name}`)", short(ours)));
+        writeln!(table, "| `{words}` | {} | {} | {postern} |", sent.join(", "), short(stock)).expect("a string");
     }
     table.push('\n');
+    println!("{table}");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let text = fs::read_to_string(&path).expect("README.md");
     let (before, rest) = text.split_once(BEGIN).expect("the table's first mark");
@@ -119,52 +184,81 @@ fn publish(rows: &[Row]) {
     assert!(made == text || std::env::var_os("UPDATE").is_some(), "README.md's table of virsh is another:\n{table}");
 }
 
-fn drives_the_agent() {
-    let mut domain = Domain::boot();
-    let mut rows: Vec<Row> =
-        COMMANDS.iter().map(|(command, words, wanted)| run(&domain, command, words, *wanted)).collect();
-
-    // What libvirt says that it sent is what the agent says that it was asked.
-    let counted = ["guest-ping", "guest-info", "guest-sync", "guest-fsfreeze-status"];
-    let sent: Vec<String> =
-        rows.iter().flat_map(|row| row.sent.clone()).filter(|name| !counted.contains(&name.as_str())).collect();
-    for name in &sent {
-        let asked = domain.audit(name).len();
-        assert!(asked > 0, "{name} is not on the agent's record");
+/// With one agent: the commands, a reboot, and the end.
+fn with_agent(domain: &mut Domain, start: &str, look: impl FnOnce(&mut Domain)) -> Vec<Seen> {
+    domain.shell.sh(SCENE);
+    domain.shell.sh(start);
+    domain.await_agent();
+    let mut seen: Vec<Seen> = COMMANDS.iter().map(|(command, words, _)| run(domain, command, words)).collect();
+    look(domain);
+    for (command, then) in [("reboot", None), ("shutdown", Some("shut off"))] {
+        let mut end = run(domain, command, &["--mode=agent"]);
+        match then {
+            None => {
+                domain.shell.await_ready();
+                // In order, and not by a reset.
+                domain.shell.sh("test -e /var/lib/stopped && rm /var/lib/stopped");
+                domain.shell.sh(start);
+                domain.await_agent();
+            }
+            Some(state) => domain.await_state(state),
+        }
+        // What is left of it is virsh's own word for what it has asked for.
+        end.printed = end.printed.replace(&format!("Domain '{NAME}' is being "), "the guest stops in order: ");
+        seen.push(end);
     }
-    assert!(domain.sent().iter().any(|one| name(one) == "guest-sync"), "libvirt synchronises");
-    assert!(!domain.shell.sh("cat /var/log/postern/audit.jsonl").contains("c2VjcmV0"), "a password is on record");
+    seen
+}
+
+/// What libvirt says that it sent is what postern says that it was asked.
+fn is_on_record(domain: &mut Domain) {
+    let mut sent: Vec<String> = domain.sent().iter().map(|one| name(one)).collect();
+    assert!(sent.iter().any(|name| name == "guest-sync"), "libvirt synchronises");
+    sent.sort();
+    sent.dedup();
+    let log = domain.shell.sh("cat /var/log/postern/audit.jsonl");
+    for name in sent {
+        let counted = ["guest-ping", "guest-info", "guest-sync", "guest-fsfreeze-status"].contains(&name.as_str());
+        assert!(counted || log.contains(&format!("\"{name}\"")), "{name} is not on the agent's record");
+    }
+    assert!(!log.contains("c2VjcmV0"), "a password is on record");
     domain.shell.sh(VERIFY);
+}
 
-    let before = domain.sent().len();
-    domain.virsh(&["reboot", NAME, "--mode=agent"]);
-    domain.shell.await_ready();
-    let reboot = domain.sent()[before..].iter().map(|one| name(one)).collect();
-    rows.push(Row {
-        words: format!("reboot {NAME} --mode=agent"),
-        sent: reboot,
-        result: "the guest stops in order and boots again".into(),
-    });
-    domain.shell.sh("test -e /var/lib/stopped && rm /var/lib/stopped");
-    domain.start_agent();
+fn drives_the_agent() {
+    let mut setup = Setup::new(LINUX_6_12, Userland::Busybox)
+        .with_postern(POLICY)
+        .with_newer_stock()
+        .file("/etc/os-release", RELEASE, 0o644)
+        .file("/sbin/shutdown", SHUTDOWN, 0o755);
+    setup.processors = 2;
+    let mut domain = Domain::boot_setup(&setup);
+    let stock = with_agent(&mut domain, STOCK_START, |_| ());
+    domain.start();
+    let ours = with_agent(&mut domain, START, is_on_record);
 
-    let before = domain.sent().len();
-    domain.virsh(&["shutdown", NAME, "--mode=agent"]);
-    domain.await_state("shut off");
-    let shutdown = domain.sent()[before..].iter().map(|one| name(one)).collect();
-    rows.push(Row {
-        words: format!("shutdown {NAME} --mode=agent"),
-        sent: shutdown,
-        result: "the guest stops in order and powers off".into(),
-    });
-    for row in &rows[rows.len() - 2..] {
-        assert_eq!(row.sent, ["guest-shutdown"], "{}", row.words);
-    }
     // This userland ends with its root still mounted, for there is an agent.
     let replayed = Command::new("e2fsck").args(["-f", "-y"]).arg(domain.libvirt.path("root.raw")).output();
     assert!(replayed.expect("e2fsck").status.code() < Some(4), "e2fsck repairs the disk");
     let disk = Image::mount(&domain.libvirt, "root.raw");
     assert!(disk.path("var/lib/stopped").exists(), "the guest's stop job was run");
     drop(disk);
+
+    let ends: [(&str, &[&str], _); 2] = [("reboot", &["--mode=agent"], SAME), ("shutdown", &["--mode=agent"], SAME)];
+    let due = COMMANDS.iter().chain(&ends);
+    let rows: Vec<Row> = due
+        .zip(stock.into_iter().zip(ours))
+        .map(|((command, words, differs), (stock, ours))| Row {
+            words: shown(command, words),
+            seen: [stock, ours],
+            differs: differs.map(listed),
+        })
+        .collect();
+    let wrong: Vec<String> = rows
+        .iter()
+        .filter(|row| (row.seen[0] == row.seen[1]) != row.differs.is_none() || row.seen[0].sent != row.seen[1].sent)
+        .map(|row| format!("{} ({:?}):\n{:#?}", row.words, row.differs, row.seen))
+        .collect();
+    assert!(wrong.is_empty(), "{} of {} differ unlisted, or not as listed:\n{}", wrong.len(), rows.len(), wrong.join("\n"));
     publish(&rows);
 }

@@ -78,8 +78,13 @@ pub enum Failure {
     #[error("the requested suspend mode is not supported by the guest")]
     Unsupported,
     /// The kernel did not put the guest to sleep.
-    #[error("failed to suspend: {}", fsfreeze::text(*.0))]
-    Suspend(Errno),
+    #[error("suspend: cannot write to '/sys/power/{file}': {}", fsfreeze::text(*.errno))]
+    Suspend {
+        /// The file that was written: `state`, or `disk` before it.
+        file: &'static str,
+        /// The system's word.
+        errno: Errno,
+    },
     /// Of processors: not there at postern's start.
     #[error("open(\"{}\"): No such file or directory", vcpus::directory(*.0))]
     NoVcpu(u64),
@@ -107,7 +112,7 @@ impl Failure {
     pub const fn errno(&self) -> Option<Errno> {
         match self {
             Self::Table(failure) => failure.errno(),
-            Self::Suspend(errno) | Self::Vcpu { errno, .. } => Some(*errno),
+            Self::Suspend { errno, .. } | Self::Vcpu { errno, .. } => Some(*errno),
             Self::NoVcpu(_) => Some(Errno::ENOENT),
             Self::Unsupported | Self::VcpuStays(_) | Self::NoMeans => None,
         }

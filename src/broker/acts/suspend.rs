@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
+use nix::errno::Errno;
 use postern_core::catalogue::Command;
 use postern_core::messages::SuspendMode;
 use postern_core::policy::Policy;
@@ -50,15 +51,20 @@ impl Power {
             return Err(Failure::Unsupported);
         }
         let (SuspendMode::Hybrid, Some(disk)) = (mode, &self.disk) else {
-            return tell(state, word).map(|()| Outcome::Slept).map_err(Failure::Suspend);
+            return tell(state, word).map(|()| Outcome::Slept).map_err(not_written("state"));
         };
         let before = chosen(&choices).unwrap_or("platform");
-        tell(disk, "suspend").map_err(Failure::Suspend)?;
-        let slept = tell(state, word);
+        tell(disk, "suspend").map_err(not_written("disk"))?;
+        let slept = tell(state, word).map_err(not_written("state"));
         // The next sleep on disk is to be what it was.
-        let back = tell(disk, before);
-        slept.and(back).map(|()| Outcome::Slept).map_err(Failure::Suspend)
+        let back = tell(disk, before).map_err(not_written("disk"));
+        slept.and(back).map(|()| Outcome::Slept)
     }
+}
+
+/// The kernel refused what was written to this file.
+const fn not_written(file: &'static str) -> impl Fn(Errno) -> Failure {
+    move |errno| Failure::Suspend { file, errno }
 }
 
 /// Whether `/sys/power/disk`, as it reads, leaves this sleep possible. It reads
@@ -80,8 +86,6 @@ fn chosen(choices: &str) -> Option<&str> {
 mod tests {
     use std::fs;
     use std::os::unix::fs::FileExt;
-
-    use nix::errno::Errno;
 
     use super::super::tests::policy;
     use super::*;
@@ -137,6 +141,22 @@ mod tests {
         assert!(disk.starts_with("suspendshutdown"), "{disk}");
         let [_, disk] = sleep(Some("mem disk"), Some("platform [shutdown] reboot suspend"), Disk).unwrap();
         assert_eq!(disk, "platform [shutdown] reboot suspend");
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_told_as_stock_tells_it() {
+        let mut power = Power { state: None, disk: None };
+        assert_eq!(power.suspend(Ram), Err(Failure::Unsupported));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "mem disk suspend").unwrap();
+        let read_only = || Some(File::open(file.path()).unwrap());
+        power.state = read_only();
+        let why = power.suspend(Ram).unwrap_err();
+        assert_eq!(why.to_string(), "suspend: cannot write to '/sys/power/state': Bad file descriptor");
+        assert_eq!(why.errno(), Some(Errno::EBADF));
+        power.disk = read_only();
+        let why = power.suspend(Hybrid).unwrap_err();
+        assert_eq!(why.to_string(), "suspend: cannot write to '/sys/power/disk': Bad file descriptor");
     }
 
     #[test]
