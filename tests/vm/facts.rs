@@ -34,16 +34,18 @@ pub(crate) fn tests() -> Vec<Test> {
 const STOCKS: [&str; 2] = ["bookworm", "trixie"];
 
 /// Modules and tools, for every userland.
-const BEGIN: &str = r"
+const BEGIN: &str = r#"
 set -ex
-export PATH=/root/tools:$PATH:/usr/sbin:/sbin:/usr/bin:/bin
+export PATH=$PATH:/usr/sbin:/sbin:/usr/bin:/bin
 while read -r module; do
     # Some is there already, and some for other processors.
     /root/tools/busybox insmod /root/more/$module 2>/dev/null || true
 done </root/more/order
+# busybox would take its own.
+ip() { /root/tools/ip "$@"; }
 settle() { ! command -v udevadm >/dev/null || udevadm settle; }
 settle
-";
+"#;
 
 /// What the guest is called, where its clock is, and one processor of two at rest.
 const SELF: &str = r"
@@ -166,7 +168,7 @@ fn told_beside(place: Place) {
         machine.sh(&start_stock(release, own));
     }
     machine.sh(START);
-    println!("the scene: {:?}", began.elapsed());
+    let set = began.elapsed();
     let mut ours = machine.host();
     ours.ping();
     let mut hosts = STOCKS.map(|release| {
@@ -189,7 +191,6 @@ fn told_beside(place: Place) {
     for (column, theirs) in &mut hosts {
         column.complete(theirs, &mut ours);
     }
-    println!("with all answers: {:?}", began.elapsed());
     let list = |host: &mut Host, command| host.returns(command, &Value::Null).as_array().expect("a list").clone();
     let told = [("guest-get-fsinfo", 9), ("guest-get-disks", 15), ("guest-network-get-interfaces", 8)];
     let told: Vec<String> = told
@@ -200,7 +201,8 @@ fn told_beside(place: Place) {
             format!("{count} of {command}")
         })
         .collect();
-    machine.note(&told.join(", "));
+    let (set, asked) = (set.as_secs(), began.elapsed().saturating_sub(set).as_secs());
+    machine.note(&format!("{}; set up in {set} s, asked for {asked} s", told.join(", ")));
     table::publish(&hosts.map(|(column, _)| column));
 }
 
