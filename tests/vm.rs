@@ -10,6 +10,8 @@
 
 mod support;
 
+#[path = "vm/acts.rs"]
+mod acts;
 #[path = "facts/agents.rs"]
 #[allow(dead_code, reason = "agents in cells are another target's")]
 mod agents;
@@ -97,6 +99,7 @@ fn main() -> ExitCode {
     let tests: Vec<runner::Test> = [
         // Minutes of waiting first, beside which the others work.
         idle::TESTS,
+        &acts::tests(),
         &boots::tests(),
         clients::TESTS,
         clocks::TESTS,

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
-use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::guests::{LINUX_6_12, Userland};
@@ -229,11 +228,6 @@ impl Domain {
             sync.or_else(|| Some(line.split_once("Send command '")?.1.split_once("' for write")?.0.to_owned()))
         });
         syncs.collect()
-    }
-
-    pub(crate) fn audit(&mut self, action: &str) -> Vec<Value> {
-        let log = self.shell.sh(&format!("grep -F '\"{action}\"' /var/log/postern/audit.jsonl || true"));
-        log.lines().map(|line| serde_json::from_str(line).expect("a record")).collect()
     }
 
     /// Waits until libvirt says that the domain is in this state.
