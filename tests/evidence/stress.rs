@@ -91,7 +91,7 @@ fn traced(home: &Home, binary: &str, trace: &Path, audit: &str, inject: Option<&
 /// Reads a trace once all of its processes have ended.
 fn judged(home: &Home, trace: &Path, audit: &str) -> Verdict {
     let mut last = Err("no trace".to_owned());
-    for _ in 0..500 {
+    for _ in 0..6000 {
         let text = fs::read_to_string(trace).expect("a trace");
         if text.ends_with("+++\n") {
             last = strace::read(&text);

@@ -133,6 +133,19 @@ fn v4(route: &Value) -> (String, u32, u32, u64, u64) {
     (iface, address("destination"), address("gateway"), number("flags"), number("metric"))
 }
 
+/// The addresses of what was told of interfaces, with their prefixes.
+fn addresses(interfaces: &[Value]) -> BTreeMap<String, u64> {
+    let addresses = interfaces.iter().filter_map(|one| one["ip-addresses"].as_array()).flatten();
+    addresses.map(|one| (one["ip-address"].as_str().unwrap().to_owned(), one["prefix"].as_u64().unwrap())).collect()
+}
+
+/// The same by `ip`.
+fn ip_addresses() -> BTreeMap<String, u64> {
+    let links = ip("addr");
+    let addresses = links.iter().flat_map(|link| link["addr_info"].as_array().expect("addresses"));
+    addresses.map(|one| (one["local"].as_str().unwrap().to_owned(), one["prefixlen"].as_u64().unwrap())).collect()
+}
+
 fn interfaces_and_routes_are_those_that_stock_and_ip_see() {
     own_network();
     print!("{}", shell(NETWORK));
@@ -140,10 +153,11 @@ fn interfaces_and_routes_are_those_that_stock_and_ip_see() {
     let agent = home.start(POLICY);
     let mut host = agent.connect();
     let (_stock, mut stock) = Stock::start(&home);
-    // Interfaces that are new still say something on their links.
-    let interfaces = eventually("both answer the same", || {
+    // Every address that ip sees, and no other. Interfaces that are new still say
+    // something on their links, and get addresses for that.
+    let interfaces = eventually("both answer the same, and what ip sees", || {
         let ours = told(&mut host, "guest-network-get-interfaces");
-        (ours == told(&mut stock, "guest-network-get-interfaces")).then_some(ours)
+        (ours == told(&mut stock, "guest-network-get-interfaces") && addresses(&ours) == ip_addresses()).then_some(ours)
     });
     let names: Vec<&str> = interfaces.iter().filter_map(|one| one["name"].as_str()).collect();
     for name in ["lo", "eth0", "eth1", "br0", "tun0", "eth0:alias"] {
@@ -154,24 +168,13 @@ fn interfaces_and_routes_are_those_that_stock_and_ip_see() {
     assert_eq!(of("eth0")["hardware-address"], "02:00:00:aa:bb:01");
     assert!(of("eth0:alias").get("statistics").is_none());
 
-    // Every address that ip sees, and no other.
-    let mut expected: BTreeMap<String, u64> = BTreeMap::new();
-    for link in ip("addr") {
-        for address in link["addr_info"].as_array().expect("addresses") {
-            let local = address["local"].as_str().expect("an address").to_owned();
-            expected.insert(local, address["prefixlen"].as_u64().expect("a number"));
-        }
-    }
-    let addresses = interfaces.iter().filter_map(|one| one["ip-addresses"].as_array()).flatten();
-    let addresses: BTreeMap<String, u64> = addresses
-        .map(|one| (one["ip-address"].as_str().unwrap().to_owned(), one["prefix"].as_u64().unwrap()))
-        .collect();
-    assert_eq!(addresses, expected);
-
-    let routes = told(&mut host, "guest-network-get-route");
-    let (ours, ours6): (Vec<_>, Vec<_>) = routes.iter().partition(|route| route["version"] == 4);
-    assert_eq!(ours.iter().map(|route| v4(route)).collect::<Vec<_>>(), table());
-    assert_eq!(ours6.len(), fs::read_to_string("/proc/net/ipv6_route").expect("the table").lines().count());
+    let routes = eventually("the routes are those of the kernel's tables", || {
+        let routes = told(&mut host, "guest-network-get-route");
+        let (ours, ours6): (Vec<_>, Vec<_>) = routes.iter().partition(|route| route["version"] == 4);
+        let lines = fs::read_to_string("/proc/net/ipv6_route").expect("the table").lines().count();
+        (ours.into_iter().map(v4).collect::<Vec<_>>() == table() && ours6.len() == lines).then_some(routes)
+    });
+    let ours6: Vec<_> = routes.iter().filter(|route| route["version"] != 4).collect();
     let default = ours6.iter().find(|route| route["metric"] == 5).expect("the default route");
     assert_eq!((&default["nexthop"], &default["desprefixlen"]), (&json!("2001:db8::1"), &json!("0")));
     assert!(ours6.iter().any(|route| route["destination"] == "2001:db8:5::"), "of every table");

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
+use std::time::Instant;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use postern_core::ipc::List;
@@ -15,7 +16,7 @@ use postern_core::policy::rules::Mode;
 use super::oracle::{Cause, Due, Known, due, status};
 use super::stage::{Ground, State, descriptors, ends_well, memory, settle, verify};
 use super::standin::{Life, Standin};
-use crate::support::agent::{Agent, eventually};
+use crate::support::agent::{Agent, LIVELY, eventually};
 
 /// How much more memory of its own than at its start the broker may have, in KiB,
 /// whatever a worker sends: a ring of records that wait (1 MiB), a frame of 64 KiB
@@ -317,9 +318,15 @@ impl<'a> Play<'a> {
         self.life = None;
         self.known.handles.clear();
         let life = self.spawner.confined();
-        settle(&mut self.spawner);
-        // What was handed over and did not belong is closed.
-        let held = descriptors(self.agent.pid());
+        // What was handed over and did not belong is closed, in the broker's own time.
+        let since = Instant::now();
+        let held = loop {
+            settle(&mut self.spawner);
+            let held = descriptors(self.agent.pid());
+            if held <= self.held_before || since.elapsed() > LIVELY {
+                break held;
+            }
+        };
         if held > self.held_before {
             self.odd.push(format!("{:?}: {held} descriptors, {} at the start", self.state, self.held_before));
         }
