@@ -58,15 +58,12 @@ impl End {
     pub(super) fn append(&mut self, at: Timestamp, body: &Body) -> Result<u64, Errno> {
         let mut torn = self.torn.clone();
         let torn_before = torn.bytes() > 0;
-        let mut out = Vec::new();
-        if self.mid_line {
-            out.push(b'\n');
-            if torn_before {
-                torn.add(b"\n");
-            }
+        if self.mid_line && torn_before {
+            torn.add(b"\n");
         }
-        let line = self.chain.seal(at, body, Some(&torn));
-        out.extend_from_slice(line.as_bytes());
+        let mut out = self.chain.seal(at, body, Some(&torn)).into_bytes();
+        let ahead = usize::from(self.mid_line);
+        out.splice(..0, std::iter::repeat_n(b'\n', ahead));
         out.push(b'\n');
 
         let (written, error) = self.write_all(&out);
@@ -75,7 +72,7 @@ impl End {
         // write, or the next start, adds it.
         if written + 1 >= out.len() {
             let number = self.chain.next;
-            self.chain.advance(line.as_bytes());
+            self.chain.advance(&out[ahead..out.len() - 1]);
             self.torn = Torn::default();
             self.mid_line = written < out.len();
             return Ok(number);

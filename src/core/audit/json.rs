@@ -85,23 +85,33 @@ fn list<'a>(out: &mut String, texts: impl Iterator<Item = &'a str>) {
 /// Writes `text` as a JSON string. At most six bytes per byte of `text`.
 pub(super) fn string(out: &mut String, text: &str) {
     out.push('"');
-    for character in text.chars() {
-        match character {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            _ if is_harmful(character) => _ = write!(out, "\\u{:04x}", u32::from(character)),
-            _ => out.push(character),
+    // What needs no escape is copied run by run.
+    let mut run = 0;
+    for (at, character) in text.char_indices() {
+        let escape = matches!(character, '"' | '\\');
+        if !escape && !is_harmful(character) {
+            continue;
+        }
+        out.push_str(&text[run..at]);
+        run = at + character.len_utf8();
+        if escape {
+            out.extend(['\\', character]);
+        } else {
+            _ = write!(out, "\\u{:04x}", u32::from(character));
         }
     }
+    out.push_str(&text[run..]);
     out.push('"');
 }
 
 /// Lower-case hexadecimal.
 pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut out, byte| {
-        _ = write!(out, "{byte:02x}");
-        out
-    })
+    let digit = |value: u8| char::from(b"0123456789abcdef"[usize::from(value & 0xf)]);
+    let mut out = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        out.extend([digit(byte >> 4), digit(*byte)]);
+    }
+    out
 }
 
 #[cfg(test)]
