@@ -181,6 +181,7 @@ fn a_worker_does_its_work_and_nothing_else() {
             ("write to an append descriptor", Well),
             ("lseek", Well),
             ("pread64", Well),
+            ("fstat", Well),
             ("uname", Well),
             ("ppoll", Well),
             ("clock_gettime", Well),

@@ -42,8 +42,6 @@ use crate::fsfreeze::{self, Engine, Handles, MountTable, Remembered};
 use crate::heads::Heads;
 use crate::host::Host;
 use crate::log::{self, Log};
-use crate::memory::Memory;
-use crate::network::Network;
 use crate::notify::Notify;
 use crate::options::Options;
 use crate::passed::Passed;
@@ -132,12 +130,10 @@ fn start(options: Options, passed: Passed, starter: Option<Starter>) -> Result<(
             }
         }
     };
-    let memory = policy.facts().gathers().then(Memory::new).transpose().map_err(call("making memory for facts"))?;
-    let network = Network::open(policy.facts(), passed.netlink).map_err(call("opening what tells of the network"))?;
-    if let Some(warning) = network.warning() {
+    let sources = Sources::open(policy.facts(), passed.netlink).map_err(call("opening what tells of the guest"))?;
+    if let Some(warning) = sources.network.warning() {
         voice.say(Level::Warning, warning);
     }
-    let sources = Sources::open(policy.facts(), network.of());
     let mounts = needs_freeze.then(MountTable::open).transpose().map_err(call("reading the mount table"))?;
     confine::limits::make_room()?;
     let means = if privileged { Means::open(&policy, Path::new("/sys")) } else { Ok(Means::default()) };
@@ -243,8 +239,6 @@ fn start(options: Options, passed: Passed, starter: Option<Starter>) -> Result<(
         acts,
         shutdown,
         handles,
-        memory,
-        network,
         sources,
         host,
         family,

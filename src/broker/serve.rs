@@ -46,8 +46,6 @@ use crate::launch::Fatal;
 #[cfg(not(feature = "sabotage"))]
 use crate::log::Receipt;
 use crate::log::{Log, LogError};
-use crate::memory::Memory;
-use crate::network::Network;
 use crate::notify::Notify;
 use crate::say::{Level, Voice};
 use crate::shutdown::Shutdown;
@@ -76,11 +74,7 @@ pub(crate) struct Parts {
     pub(crate) acts: Option<Acts>,
     pub(crate) shutdown: Shutdown,
     pub(crate) handles: Handles,
-    /// Where the opener gathers facts, if the policy has any gathered.
-    pub(crate) memory: Option<Memory>,
-    /// What tells of the guest's network, if the policy has that told.
-    pub(crate) network: Network,
-    /// What else workers read facts from that was opened at the start.
+    /// Where facts come from.
     pub(crate) sources: Sources,
     pub(crate) host: Host,
     pub(crate) family: Family,

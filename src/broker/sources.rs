@@ -1,6 +1,7 @@
-//! What the kernel tells anew each time it is read: files of `/proc` and `/sys`, opened
-//! at the start, each only if the policy has told what stands there. A worker that asks
-//! is handed a duplicate, to be read as often as it likes.
+//! Where facts come from: the memory that the opener gathers into, the network's socket,
+//! and what the kernel tells anew each time it is read, files of `/proc` and `/sys`. All
+//! is made or opened at the start, and only if the policy has told what stands there. A
+//! worker that asks is handed a duplicate of a file, to be read as often as it likes.
 //!
 //! A policy that is loaded later gets none that were not opened here: it takes a new
 //! start. What one that was loaded later has no use for stays open here, and no worker
@@ -18,29 +19,42 @@ use std::rc::Rc;
 use nix::errno::Errno;
 use postern_core::catalogue::facts::{Fact, FactSet, Reads};
 
-/// The descriptors.
+use crate::memory::Memory;
+use crate::network::Network;
+
+/// All of them.
 #[derive(Debug)]
-pub(crate) struct Sources(BTreeMap<Fact, Result<Rc<OwnedFd>, Errno>>);
+pub(crate) struct Sources {
+    /// Where the opener gathers, if anything is gathered.
+    pub(crate) memory: Option<Memory>,
+    /// The socket, if interfaces are told.
+    pub(crate) network: Network,
+    files: BTreeMap<Fact, Result<Rc<OwnedFd>, Errno>>,
+}
 
 impl Sources {
-    /// Opens what `facts` are read from; of the network namespace that this process
-    /// (`network` is `self`) or process 1 is in. What cannot be opened is told so to
-    /// hosts that ask.
-    pub(crate) fn open(facts: FactSet, network: &str) -> Self {
+    /// Opens what `facts` come from, with the socket that was passed, if one was. A file
+    /// that cannot be opened is told so to hosts that ask.
+    ///
+    /// # Errors
+    /// As `memfd_create(2)` and socket(2).
+    pub(crate) fn open(facts: FactSet, netlink: Option<OwnedFd>) -> io::Result<Self> {
+        let memory = facts.gathers().then(Memory::new).transpose()?;
+        let network = Network::open(facts, netlink)?;
         let opened = facts.iter().filter_map(|fact| {
             let file = match fact.row().reads {
                 Reads::Kept(paths) => first(paths),
-                Reads::Network(name) => File::open(format!("/proc/{network}/net/{name}")),
+                Reads::Network(name) => File::open(format!("/proc/{}/net/{name}", network.of())),
                 Reads::Gathered(_) | Reads::Lasting(..) | Reads::Netlink => return None,
             };
             Some((fact, file.map(|file| Rc::new(file.into())).map_err(|why| errno(&why))))
         });
-        Self(opened.collect())
+        Ok(Self { files: opened.collect(), memory, network })
     }
 
     /// What a worker reads such a fact from; else why there is nothing.
     pub(crate) fn file(&self, fact: Fact) -> Result<Rc<OwnedFd>, Errno> {
-        self.0.get(&fact).cloned().unwrap_or(Err(Errno::ENOENT))
+        self.files.get(&fact).cloned().unwrap_or(Err(Errno::ENOENT))
     }
 }
 

@@ -52,8 +52,11 @@ fn needs(entry: &Entry) -> String {
         Call::Seek => "`lseek`",
         Call::Uname => "`uname`",
     });
-    let facts = entry.needs.facts.iter().map(|fact| fact.row().name);
-    let facts: Vec<String> = facts.map(|name| format!("fact {name}")).collect();
+    let facts = entry.needs.facts.iter().map(|fact| match fact.lasts() {
+        None => format!("fact {}", fact.row().name),
+        Some(most) => format!("fact {} (of the last {} s)", fact.row().name, most.as_secs()),
+    });
+    let facts: Vec<String> = facts.collect();
     let all: Vec<&str> = acts.chain(calls).chain(facts.iter().map(String::as_str)).collect();
     if all.is_empty() { "nothing".to_owned() } else { all.join(", ") }
 }

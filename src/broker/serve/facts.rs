@@ -134,14 +134,14 @@ impl Broker {
 
     /// Gives a new worker what its policy has it have, before its first word.
     pub(super) fn equip(&mut self, worker: &Worker, facts: FactSet) {
-        if let Some(memory) = self.parts.memory.as_ref().filter(|_| facts.gathers()) {
+        if let Some(memory) = self.parts.sources.memory.as_ref().filter(|_| facts.gathers()) {
             // One that cannot be told has ended, which its pipe tells.
             let _ = worker.pipe.send(&Answer::Memory {}, Some(memory.read()));
         }
-        if facts.contains(Fact::Interfaces) && self.parts.network.socket().is_some() {
+        if facts.contains(Fact::Interfaces) && self.parts.sources.network.socket().is_some() {
             let handed = Record::FactTold { child: worker.id, fact: Fact::Interfaces, errno: None };
             if self.record_first(&handed)
-                && let Some(socket) = self.parts.network.socket()
+                && let Some(socket) = self.parts.sources.network.socket()
             {
                 let _ = worker.pipe.send(&Answer::Network {}, Some(socket));
             }
@@ -150,7 +150,7 @@ impl Broker {
 
     /// The same for a new opener.
     pub(super) fn equip_opener(&self, opener: &Opener, policy: &Policy) {
-        if let Some(memory) = self.parts.memory.as_ref().filter(|_| policy.facts().gathers()) {
+        if let Some(memory) = self.parts.sources.memory.as_ref().filter(|_| policy.facts().gathers()) {
             let _ = opener.pipe.send(&OpenerOrder::Memory {}, Some(memory.written()));
         }
     }

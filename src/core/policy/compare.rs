@@ -275,6 +275,7 @@ pub fn compare(old: &Policy, new: &Policy, held: &Held) -> Comparison {
         ("suspending", held.commands.needs_act(Act::Suspend) && !new.needs(Act::Suspend)),
         ("switching processors", held.commands.needs_act(Act::SetVcpus) && !new.needs(Act::SetVcpus)),
         ("switching memory blocks", held.commands.needs_act(Act::SetMemoryBlocks) && !new.needs(Act::SetMemoryBlocks)),
+        ("telling of the guest", !held.facts.is_within(new.facts())),
         ("waiting for the log's disk", held.syncs && new.audit.fsync == Fsync::Never),
         ("rotating the log", held.rotates && new.audit.rotate_bytes.is_none()),
     ];

@@ -382,3 +382,18 @@ fn redacting_tightens_and_allowing_again_widens() {
     assert_eq!(change(&redacted, &denied), (true, false));
     assert_eq!(change(&denied, &redacted), (false, true), "a redacted answer is more than none");
 }
+
+/// What a policy has told is opened at the start, and so is where the opener gathers:
+/// what another one tells beside that, or does not redact, takes a new start.
+#[test]
+fn facts_that_were_not_told_take_a_new_start() {
+    let telling = |how: &str| policy(&format!("[commands]\n{how} = [\"guest-get-users\"]\nallow = [\"guest-ping\"]\n"));
+    let (redacted, whole) = (telling("redact"), policy("[commands]\nallow = [\"guest-ping\", \"guest-get-users\"]\n"));
+    let held = |started: &Policy| Held { facts: started.facts(), commands: started.commands, ..everything() };
+    let widened = compare(&redacted, &whole, &held(&redacted));
+    assert!(widened.restart.contains(&"commands.redact"), "{widened:?}");
+    let narrowed = compare(&whole, &redacted, &held(&whole));
+    assert!(narrowed.restart.is_empty() && narrowed.surplus.contains(&"telling of the guest"), "{narrowed:?}");
+    let back = compare(&redacted, &whole, &held(&whole));
+    assert!(back.restart.is_empty() && !back.surplus.contains(&"telling of the guest"), "{back:?}");
+}
