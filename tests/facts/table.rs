@@ -34,7 +34,8 @@ static FILE: OnceLock<File> = OnceLock::new();
 pub(crate) fn open() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/facts/PLACES.md");
     let writes = env::var_os("UPDATE").is_some();
-    let file = File::options().read(true).write(writes).open(&path).unwrap_or_else(|why| panic!("{path:?}: {why}"));
+    let file =
+        File::options().read(true).write(writes).open(&path).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
     FILE.set(file).expect("once");
 }
 

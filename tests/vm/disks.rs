@@ -44,10 +44,9 @@ mount -o bind /m/parts/lost+found /mnt
 for name in sda sdb sdc sdd sde nvme0n1; do disk /dev/$name $name; done
 ";
 
-/// Besides, with [`PACKAGES`] in `/root/debs`.
+/// Besides, with the files of [`PACKAGES`].
 pub(crate) const VOLUMES: &str = r"
-export DEBIAN_FRONTEND=noninteractive DM_DISABLE_UDEV=1
-dpkg --unpack --force-depends --force-unsafe-io /root/debs/*.deb >/dev/null 2>&1
+export DM_DISABLE_UDEV=1
 made() { mkfs.ext4 -q -F $1; disk $1 $2; }
 pvcreate -qy ${parts}2 $volume
 vgcreate -qy group-0 ${parts}2 $volume
