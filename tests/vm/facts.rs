@@ -44,6 +44,9 @@ ip() { /root/tools/ip "$@"; }
 settle() { ! command -v udevadm >/dev/null || udevadm settle; }
 "#;
 
+/// The one whose stock Debian's userlands have.
+const OWN: &str = "bookworm";
+
 /// Modules and packages, for every userland. A package's own scripts would take minutes.
 const BEGIN: &str = r"
 while read -r module; do
@@ -139,10 +142,11 @@ fn setup(userland: Userland, directory: &Path) -> Setup {
     setup.memory = 768;
     setup = setup.file("/root/image", disks::image(directory), 0o644);
     setup = setup.file("/usr/share/zoneinfo/Europe/Berlin", zone(), 0o644);
-    for release in STOCKS {
+    let own = userland != Userland::Busybox;
+    for release in STOCKS.iter().filter(|release| !own || **release != OWN) {
         setup = with_files(setup, &guests::stock(release), &format!("/root/stock/{release}"));
     }
-    if userland == Userland::Busybox {
+    if !own {
         return setup.file("/etc/os-release", RELEASE, 0o644).file("/root/utmp", users(), 0o644);
     }
     let mut packages = PACKAGES.to_vec();
@@ -158,8 +162,7 @@ fn setup(userland: Userland, directory: &Path) -> Setup {
 
 /// Starts stock of a release on its port: the userland's own if it is of that release.
 fn start_stock(release: &str, own: bool) -> String {
-    let program =
-        if own && release == "bookworm" { "qemu-ga".to_owned() } else { format!("/root/stock/{release}/start") };
+    let program = if own && release == OWN { "qemu-ga".to_owned() } else { format!("/root/stock/{release}/start") };
     let port = port(release);
     format!(
         "mkdir -p /run/stock-{release}; PATH=$PATH:/usr/sbin QGA_CONF=/nowhere {program} -m virtio-serial \
