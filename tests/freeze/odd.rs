@@ -234,8 +234,7 @@ pub(crate) const SCENES: &[Scene] = &[
         |stage| {
             let third = Disk::small("ext4", "/3.img");
             fs::create_dir_all("/ntfs").expect("a mountpoint");
-            let server = Server::mount_as("fuseblk", &third.device, "/ntfs");
-            server.die();
+            let server = Server::dead_as("fuseblk", &third.device, "/ntfs");
             stage.send("guest-fsfreeze-freeze", &json!({}));
             stage.hear_meanwhile("freeze");
             if stage.agent == Agent::Stock {

@@ -86,8 +86,8 @@ fn a_dead_server_over_a_mountpoint_is_outlived() {
     let mut agent = home.start(&with("[freeze]\nlimit = \"5s\"\n"));
     let mut host = agent.connect();
     let get_stuck = |host: &mut Host| {
-        let server = Server::mount_as("fuse", Path::new("server"), "/covered");
-        server.die();
+        // What waits for one that lived before could not be ended by anything.
+        let server = Server::dead_as("fuse", Path::new("server"), "/covered");
         send(host, "guest-fsfreeze-freeze", &Value::Null, "freeze");
         eventually("the freezer waits for the server", || is_inside(&agent, libc::SYS_openat).then_some(()));
         server

@@ -22,6 +22,8 @@ pub(crate) const NAME: &str = "file";
 #[derive(Debug, Default)]
 struct Shared {
     dead: AtomicBool,
+    /// The kernel's first request was read, and answered by a server that lives.
+    greeted: AtomicBool,
     /// Operation that it does not answer; 0 is none.
     ignored: AtomicU32,
     quit: AtomicBool,
@@ -41,6 +43,9 @@ pub(crate) struct Server {
     thread: Option<JoinHandle<()>>,
 }
 
+/// `FUSE_INIT`: until it is answered whoever asks waits where a signal ends it, and
+/// behind that, for what was read, where none does.
+const INIT: u32 = 26;
 /// `FUSE_FLUSH`, which a close(2) waits for.
 pub(crate) const FLUSH: u32 = 25;
 
@@ -54,14 +59,26 @@ impl Server {
     /// Mounts it on a directory that is there, of this type: `fuse`, or `fuseblk` of
     /// a block device.
     pub(crate) fn mount_as(kind: &str, source: &Path, at: &str) -> Self {
+        Self::start(kind, source, at, false)
+    }
+
+    /// As [`Self::mount_as`], one that never answered anything.
+    pub(crate) fn dead_as(kind: &str, source: &Path, at: &str) -> Self {
+        Self::start(kind, source, at, true)
+    }
+
+    fn start(kind: &str, source: &Path, at: &str, dead: bool) -> Self {
         let device = File::options().read(true).write(true).open("/dev/fuse").expect("/dev/fuse");
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
         mount(Some(source), at, Some(kind), MsFlags::empty(), Some(options.as_str())).expect("a mount");
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { dead: dead.into(), ..Shared::default() });
         let thread = thread::spawn({
             let shared = Arc::clone(&shared);
             move || serve(device, &shared)
         });
+        while !shared.greeted.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(1));
+        }
         Self { shared, at: at.to_owned(), thread: Some(thread) }
     }
 
@@ -116,6 +133,7 @@ fn serve(mut device: File, shared: &Shared) {
         let operation = u32::from_le_bytes(request[4..8].try_into().expect("four bytes"));
         shared.last.store(operation, Ordering::SeqCst);
         if shared.dead.load(Ordering::SeqCst) || shared.ignored.load(Ordering::SeqCst) == operation {
+            shared.greeted.store(true, Ordering::SeqCst);
             continue;
         }
         let answer = answer(operation, number(16), &request[40..], shared);
@@ -127,6 +145,7 @@ fn serve(mut device: File, shared: &Shared) {
         out.extend_from_slice(&body);
         // What was interrupted takes no answer.
         let _ = device.write(&out);
+        shared.greeted.store(true, Ordering::SeqCst);
     }
 }
 
@@ -172,7 +191,7 @@ fn answer(operation: u32, node: u64, body: &[u8], shared: &Shared) -> Option<Res
         // RELEASE, RELEASEDIR, FSYNC, FLUSH
         18 | 29 | 20 | FLUSH => Vec::new(),
         // INIT: version 7.31, and nothing special.
-        26 => [7_u32, 31, 65536, 0].iter().flat_map(|word| word.to_le_bytes()).chain(init_rest()).collect(),
+        INIT => [7_u32, 31, 65536, 0].iter().flat_map(|word| word.to_le_bytes()).chain(init_rest()).collect(),
         _ => return Some(Err(libc::ENOSYS)),
     }))
 }
