@@ -22,7 +22,7 @@ struct Page {
 }
 
 /// Seconds that a child may take; all but those that wait take milliseconds.
-const PATIENCE: u32 = 20;
+const PATIENCE: u32 = 120;
 
 const PREPARED: i64 = 1;
 const BACK: i64 = 2;
