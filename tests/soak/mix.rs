@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::support::agent::{Agent, Home, Host};
+use crate::support::agent::{Agent, Home, Host, eventually};
 use crate::tally::{Standing, Standings, Tally};
 
 /// Requests on their way at once.
@@ -113,6 +113,12 @@ impl<'a> Soak<'a> {
         // The broker answers this behind the closes.
         self.host.returns("guest-fsfreeze-status", &Value::Null);
         self.tally.count(1);
+        // What it handed on it lets go of a moment later.
+        let is_of_host = |link: PathBuf| fs::read_link(link).is_ok_and(|of| of.starts_with(&self.files));
+        eventually("the broker holds no file", || {
+            let mut held = fs::read_dir(format!("/proc/{}/fd", self.agent.pid())).expect("its descriptors").flatten();
+            (!held.any(|one| is_of_host(one.path()))).then_some(())
+        });
         Standing::of(self.agent)
     }
 
