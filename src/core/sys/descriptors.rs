@@ -107,9 +107,9 @@ pub fn stat(descriptor: BorrowedFd<'_>) -> Result<Stat, Errno> {
         gid: stat.st_gid,
         size: u64::try_from(stat.st_size).unwrap_or(0),
         #[allow(clippy::useless_conversion, reason = "32 bits on aarch64")]
-        changed: (stat.st_ctime, stat.st_ctime_nsec),
         links: u64::from(stat.st_nlink),
         stands_for: stat.st_rdev,
+        changed: (stat.st_ctime, stat.st_ctime_nsec),
     })
 }
 

@@ -114,7 +114,7 @@ pub fn broker_opens(policy: &Policy) -> Vec<String> {
             policy.needs(Act::SetMemoryBlocks),
         ),
     ];
-    let acts = acts.into_iter().filter_map(|(what, is)| is.then(|| what.to_owned()));
+    let acts = acts.into_iter().filter(|(_, is)| *is).map(|(what, _)| what.to_owned());
     let facts = policy.facts();
     let told = facts.iter().filter_map(|fact| match fact.row().reads {
         Reads::Kept(paths) => Some(format!("{} for workers to read", paths.join(", or else "))),
