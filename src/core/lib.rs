@@ -2,7 +2,7 @@
 //! policy, audit records and confinement.
 //!
 //! Imports go one way:
-//! `sys` → `mountinfo` → `ipc` → `catalogue` → `policy` → `rate` → `messages` → `audit` → `confine`; a
+//! `sys` → `mountinfo` → `place` → `ipc` → `catalogue` → `policy` → `rate` → `messages` → `audit` → `confine`; a
 //! room may use those before it, never one after it.
 
 pub mod audit;
@@ -11,6 +11,7 @@ pub mod confine;
 pub mod ipc;
 pub mod messages;
 pub mod mountinfo;
+pub mod place;
 pub mod policy;
 pub mod rate;
 #[allow(unsafe_code, reason = "the one room where unsafe code lives")]

@@ -558,8 +558,8 @@ frames! {
     /// Broker → opener.
     pub enum OpenerOrder {
         /// First: how many rules follow, the mode of created files, and what it may
-        /// tell of the guest.
-        1 Setup { rules: u16, create_mode: u32, facts: FactSet },
+        /// tell of the guest, of which filesystems.
+        1 Setup { rules: u16, create_mode: u32, facts: FactSet, telling: Telling },
         /// One rule, with as many exceptions following.
         2 Rule { path: WirePath, rights: Rights, types: Types, optional: bool, except: u16 },
         /// One exception of the rule before.
@@ -652,6 +652,7 @@ impl OpenerPart {
             rules: count(self.rules.len()),
             create_mode: self.create_mode,
             facts: self.facts,
+            telling: self.telling.clone(),
         }];
         for rule in &self.rules {
             orders.push(OpenerOrder::Rule {
@@ -673,8 +674,10 @@ impl OpenerPart {
     /// # Errors
     /// [`Malformed::Range`] if an order is out of place; what `next` fails with.
     pub fn from_orders<E: From<Malformed>>(mut next: impl FnMut() -> Result<OpenerOrder, E>) -> Result<Self, E> {
-        let OpenerOrder::Setup { rules, create_mode, facts } = next()? else { return Err(Malformed::Range.into()) };
-        let mut part = Self { rules: Vec::new(), create_mode, facts };
+        let OpenerOrder::Setup { rules, create_mode, facts, telling } = next()? else {
+            return Err(Malformed::Range.into());
+        };
+        let mut part = Self { rules: Vec::new(), create_mode, facts, telling };
         for _ in 0..rules {
             let OpenerOrder::Rule { path, rights, types, optional, except } = next()? else {
                 return Err(Malformed::Range.into());

@@ -60,39 +60,86 @@ pub struct Mount {
 #[error("line {0} of the mount table is malformed")]
 pub struct Malformed(pub usize);
 
+/// One line of mountinfo as it is written: its fields are escaped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line<'a> {
+    /// The whole of it, without a newline.
+    pub text: &'a [u8],
+    /// As in [`Mount`], and so the following.
+    pub id: u64,
+    #[expect(missing_docs, reason = "as in `Mount`")]
+    pub parent: u64,
+    #[expect(missing_docs, reason = "as in `Mount`")]
+    pub device: Device,
+    #[expect(missing_docs, reason = "as in `Mount`")]
+    pub root: &'a [u8],
+    #[expect(missing_docs, reason = "as in `Mount`")]
+    pub mountpoint: &'a [u8],
+    #[expect(missing_docs, reason = "as in `Mount`")]
+    pub kind: &'a [u8],
+    #[expect(missing_docs, reason = "as in `Mount`")]
+    pub source: &'a [u8],
+}
+
 /// Reads a mount table in the form of `/proc/PID/mountinfo`, proc(5).
 ///
 /// # Errors
 /// The first line that does not have that form. Leaving it out instead could
 /// leave a filesystem out of a freeze that reports success.
 pub fn parse(table: &[u8]) -> Result<Vec<Mount>, Malformed> {
+    lines(table).map(|line| line.map(|line| line.mount())).collect()
+}
+
+/// The lines of such a table, one by one; whoever leaves a malformed one out says
+/// what that means.
+pub fn lines(table: &[u8]) -> impl Iterator<Item = Result<Line<'_>, Malformed>> {
     table
         .split(|&byte| byte == b'\n')
         .enumerate()
         .filter(|(_, line)| !line.is_empty())
-        .map(|(index, line)| parse_line(line).ok_or(Malformed(index + 1)))
-        .collect()
+        .map(|(index, line)| Line::read(line).ok_or(Malformed(index + 1)))
 }
 
-fn parse_line(line: &[u8]) -> Option<Mount> {
-    let mut fields = line.split(|&byte| byte == b' ');
-    let id = number(fields.next()?)?;
-    let parent = number(fields.next()?)?;
-    let device = Device::parse(fields.next()?)?;
-    let root = path(fields.next()?);
-    let mountpoint = path(fields.next()?);
-    let _options = fields.next()?;
-    // Any number of optional fields, ended by a hyphen.
-    fields.by_ref().find(|&field| field == b"-")?;
-    let kind = OsString::from_vec(unescape(fields.next()?));
-    if kind.is_empty() {
-        return None;
+impl<'a> Line<'a> {
+    fn read(text: &'a [u8]) -> Option<Self> {
+        let mut fields = text.split(|&byte| byte == b' ');
+        let id = number(fields.next()?)?;
+        let parent = number(fields.next()?)?;
+        let device = Device::parse(fields.next()?)?;
+        let root = fields.next()?;
+        let mountpoint = fields.next()?;
+        let _options = fields.next()?;
+        // Any number of optional fields, ended by a hyphen.
+        fields.by_ref().find(|&field| field == b"-")?;
+        let kind = fields.next().filter(|kind| !kind.is_empty())?;
+        let source = fields.next().unwrap_or_default();
+        Some(Self { text, id, parent, device, root, mountpoint, kind, source })
     }
-    let source = fields.next().map(path).unwrap_or_default();
-    Some(Mount { id, parent, device, root, mountpoint, kind, source })
+
+    /// What it says.
+    #[must_use]
+    pub fn mount(&self) -> Mount {
+        Mount {
+            id: self.id,
+            parent: self.parent,
+            device: self.device,
+            root: path(self.root),
+            mountpoint: path(self.mountpoint),
+            kind: OsString::from_vec(unescape(self.kind)),
+            source: path(self.source),
+        }
+    }
+
+    /// Whether it is on a block device, and the kernel's own.
+    #[must_use]
+    pub fn is_on_device(&self) -> bool {
+        self.device.major != 0 && !self.kind.starts_with(b"fuse")
+    }
 }
 
-fn path(field: &[u8]) -> PathBuf {
+/// The path that a field is.
+#[must_use]
+pub fn path(field: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(unescape(field)))
 }
 

@@ -33,7 +33,7 @@ impl Looks {
         let paths = fact.parts().iter().filter_map(|part| match *part {
             Part::File { path, .. } => Some(path),
             Part::Each { directory, .. } => Some(directory),
-            Part::Space => None,
+            Part::Mounts | Part::Chains | Part::Disks => None,
         });
         let (path, name) = paths.into_iter().find_map(|path| Some((path, look(path, LOOK_AT_NAME).ok()?)))?;
         Some(Self { name, object: look(path, LOOK).ok()? })

@@ -12,10 +12,11 @@
 //! reachable from the worker.
 #![forbid(unsafe_code)]
 
+mod disks;
 mod gather;
 mod lasting;
+mod mounts;
 mod open;
-mod space;
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -28,7 +29,7 @@ use postern_core::messages::{OpenerOrder, OpenerReport, Text, WirePath};
 use postern_core::policy::parts::OpenerPart;
 use postern_core::sys::{descriptors, last_words, process};
 
-use gather::{Held, Told};
+use gather::{Gatherer, Told};
 use lasting::Looks;
 use open::{Opened, Opener};
 
@@ -69,18 +70,18 @@ pub fn run() -> End {
         Err(ReceiveError::Closed) => return End::BrokerGone,
         Err(_) => return End::BrokerBroken,
     };
-    let (proc_self_fd, held, confined) = match prepare(&part, memory) {
+    let (proc_self_fd, mut gatherer, confined) = match prepare(&part, memory) {
         Ok(prepared) => prepared,
         Err(why) => {
             let _ = broker.send(&OpenerReport::Unconfined { why: Text::cut(why.to_string().as_bytes()) }, None);
             return End::Unconfined;
         }
     };
-    serve(&mut broker, &Opener::new(part, proc_self_fd), &held, &confined)
+    serve(&mut broker, &Opener::new(part, proc_self_fd), &mut gatherer, &confined)
 }
 
 /// What an opener works with: `/proc/self/fd`, and what it gathers with.
-type Prepared = (OwnedFd, Held, Confined);
+type Prepared = (OwnedFd, Gatherer, Confined);
 
 fn prepare(part: &OpenerPart, memory: Option<OwnedFd>) -> Result<Prepared, confine::ConfineError> {
     let failed = |what| move |why| confine::ConfineError::Call { what, why };
@@ -103,10 +104,10 @@ fn prepare(part: &OpenerPart, memory: Option<OwnedFd>) -> Result<Prepared, confi
         .map_err(failed("opening /proc/self/mountinfo"))?;
     // The policy says which mode a created file gets, whatever the umask.
     umask(Permissions::empty());
-    Ok((proc_self_fd, Held { memory, mounts }, confine::opener(part)?))
+    Ok((proc_self_fd, Gatherer::new(memory, mounts, part.telling.clone()), confine::opener(part)?))
 }
 
-fn serve(broker: &mut Broker, opener: &Opener, held: &Held, confined: &Confined) -> End {
+fn serve(broker: &mut Broker, opener: &Opener, gatherer: &mut Gatherer, confined: &Confined) -> End {
     if broker.send(&OpenerReport::Ready { standing: confined.standing.clone() }, None).is_err() {
         return End::BrokerBroken;
     }
@@ -122,7 +123,7 @@ fn serve(broker: &mut Broker, opener: &Opener, held: &Held, confined: &Confined)
                     broker.send(&report, None)
                 }
             },
-            Ok(OpenerOrder::Tell { id, fact }) => match (Looks::of(fact), gather::tell(fact, held)) {
+            Ok(OpenerOrder::Tell { id, fact }) => match (Looks::of(fact), gatherer.tell(fact)) {
                 (Some(Looks { name, object }), Ok(Told { length, denied: false })) => {
                     let report = OpenerReport::Lasting { id, length, name: name.1, object: object.1 };
                     broker.send_two(&report, name.0.as_fd(), object.0.as_fd())

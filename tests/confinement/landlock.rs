@@ -485,6 +485,7 @@ pub(crate) fn what_landlock_does_not_control_the_filter_does() {
             rules: vec![rule(GROUND, rights)],
             create_mode: 0o600,
             facts: FactSet::EMPTY,
+            telling: postern_core::policy::telling::Telling::default(),
         };
         let table = postern_core::confine::filters::opener(&part);
         let truncates = |when: &postern_core::confine::seccomp::When| matches!(when, postern_core::confine::seccomp::When::Is(2, flags) if flags & libc::O_TRUNC.cast_unsigned() != 0);

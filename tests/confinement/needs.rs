@@ -45,7 +45,7 @@ pub(crate) fn opener(rules: Vec<FileRule>) -> Role {
 }
 
 fn telling_opener(rules: Vec<FileRule>, facts: FactSet) -> Role {
-    Role::Opener(OpenerPart { rules, create_mode: 0o600, facts })
+    Role::Opener(OpenerPart { rules, create_mode: 0o600, facts, telling: Telling::default() })
 }
 
 fn worker(commands: CommandSet) -> Role {

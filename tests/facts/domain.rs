@@ -20,6 +20,7 @@ use postern_core::confine::{self, identity};
 use postern_core::ipc::List;
 use postern_core::messages::Identity;
 use postern_core::policy::parts::OpenerPart;
+use postern_core::policy::telling::Telling;
 use postern_core::sys::descriptors;
 
 use crate::raw::{End, attempt_heard};
@@ -116,7 +117,7 @@ fn an_opener_reaches_what_a_commands_row_names() {
     }));
     commands.push(("all".to_owned(), every.facts()));
     for (name, facts) in commands {
-        let part = OpenerPart { rules: Vec::new(), create_mode: 0, facts };
+        let part = OpenerPart { rules: Vec::new(), create_mode: 0, facts, telling: Telling::default() };
         let grants: Vec<(PathBuf, Allows)> =
             all(facts).filter_map(|(path, allows)| Some((fs::canonicalize(path).ok()?, allows))).collect();
         if facts.is_empty() && name.starts_with("guest-") {

@@ -187,7 +187,7 @@ fn told() -> Opener {
         optional: false,
         types: Types::REGULAR,
     };
-    let part = OpenerPart { rules: vec![rule], create_mode: 0o600, facts: FactSet::EMPTY };
+    let part = OpenerPart { rules: vec![rule], create_mode: 0o600, facts: FactSet::EMPTY, telling: Telling::default() };
     let mut opener = Opener::born(spawner::name(Role::Opener));
     for order in part.orders().expect("orders") {
         opener.say(&order);
@@ -223,11 +223,11 @@ fn opener() {
     early.say(&open(1, "/tmp/impostor/inside", Mode::Read));
     assert_eq!(early.ended(), BROKEN, "an open before its rules");
     let twice = told();
-    twice.say(&OpenerOrder::Setup { rules: 1, create_mode: 0o777, facts: FactSet::EMPTY });
+    twice.say(&OpenerOrder::Setup { rules: 1, create_mode: 0o777, facts: FactSet::EMPTY, telling: Telling::default() });
     assert_eq!(twice.ended(), BROKEN, "other rules, later");
     let short = Opener::born(spawner::name(Role::Opener));
-    short.say(&OpenerOrder::Setup { rules: 2, create_mode: 0, facts: FactSet::EMPTY });
-    short.say(&OpenerOrder::Setup { rules: 2, create_mode: 0, facts: FactSet::EMPTY });
+    short.say(&OpenerOrder::Setup { rules: 2, create_mode: 0, facts: FactSet::EMPTY, telling: Telling::default() });
+    short.say(&OpenerOrder::Setup { rules: 2, create_mode: 0, facts: FactSet::EMPTY, telling: Telling::default() });
     assert_eq!(short.ended(), BROKEN, "no rule where one is due");
     assert_eq!(Opener::born(spawner::name(Role::Opener)).left(), ORDINARY, "a broker that leaves at once");
 }

@@ -9,12 +9,12 @@
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Component, Path};
 
 use nix::errno::Errno;
 use nix::sys::uio::pread;
 use postern_core::catalogue::Command;
-use postern_core::catalogue::facts::{FACTS, Fact, FactSet, MOUNTS};
+use postern_core::catalogue::facts::{BLOCK_DEVICES, FACTS, Fact, MOUNTS};
 use postern_core::confine::{self, filters};
 use postern_core::ipc::bundle::Bundle;
 use postern_core::messages::{Answer, Ask};
@@ -103,16 +103,15 @@ fn is_of(fact: Fact, memory: &OwnedFd, length: u32) -> bool {
             _ => return false,
         }
     }
-    let measures: FactSet = std::iter::once(fact).collect();
-    // The mount table, and sizes of filesystems by what is no path.
-    let measured = |path: &Path| measures.measures() && (path == Path::new(MOUNTS) || path.is_relative());
-    let of_row = |path: &Path| measured(path) || fact.grants().any(|(grant, _)| path.starts_with(grant));
+    // Mounts and devices stand under their names in directories that it only looks at.
+    let looked = |path: &Path| [MOUNTS, BLOCK_DEVICES].map(Path::new).contains(&path);
+    let of_row = |path: &Path| looked(path) || fact.grants().any(|(grant, _)| path.starts_with(grant));
     let paths = paths(&bytes).unwrap_or_default();
     !paths.is_empty() && Bundle::read(&bytes).is_ok() && paths.into_iter().all(of_row)
 }
 
-/// The paths in a bundle: of each entry a kind, a path, and what is told of it, both
-/// behind their length.
+/// The paths from the root in a bundle: of each record a kind, a path, and what is told
+/// of it, both behind their length. Other paths are beneath a directory before them.
 fn paths(mut bytes: &[u8]) -> Option<Vec<&Path>> {
     let mut paths = Vec::new();
     while !bytes.is_empty() {
@@ -120,7 +119,12 @@ fn paths(mut bytes: &[u8]) -> Option<Vec<&Path>> {
         let (path, rest) = bytes[3..].split_at_checked(length)?;
         let told = u32::from_le_bytes(rest.get(..4)?.try_into().ok()?);
         bytes = rest.get(4 + usize::try_from(told).ok()?..)?;
-        paths.push(Path::new(OsStr::from_bytes(path)));
+        let path = Path::new(OsStr::from_bytes(path));
+        if path.is_absolute() {
+            paths.push(path);
+        } else if paths.is_empty() || path.components().any(|part| part == Component::ParentDir) {
+            return None;
+        }
     }
     Some(paths)
 }

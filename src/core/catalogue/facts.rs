@@ -32,6 +32,7 @@ pub enum Fact {
     Disks,
     CpusPresent,
     CpusOnline,
+    Mounts,
 }
 
 /// How a fact reaches the worker.
@@ -85,45 +86,29 @@ pub enum Part {
         /// Directories, likewise.
         lists: &'static [&'static str],
     },
-    /// The mount table, and how full each filesystem is that tells so without anyone
+    /// Filesystems on block devices, of those that the policy shows: the line of the
+    /// mount table, the device's name, and how full each is that tells so without anyone
     /// being asked: no server, no process, no automounter.
-    Space,
+    Mounts,
+    /// Of each block device on which such a filesystem lies, and each that it is made
+    /// of: where it is, what it is made of, its driver, what udev has noted.
+    Chains,
+    /// The same of every block device that has a size, and its name with the device
+    /// mapper.
+    Disks,
 }
 
-/// Under which name the mount table stands in a bundle.
+/// Under which name what the mount table says stands in a bundle.
 pub const MOUNTS: &str = "/proc/self/mountinfo";
 
-/// Where the kernel lists block devices, disks and partitions alike.
+/// Where the kernel lists block devices by their names, disks and partitions alike.
 pub const BLOCK_DEVICES: &str = "/sys/class/block";
-/// Where it lists devices of PCI, and with each the driver.
-pub const PCI_DEVICES: &str = "/sys/bus/pci/devices";
-/// Where it lists the ports of ATA controllers.
-pub const ATA_PORTS: &str = "/sys/class/ata_port";
+/// Where it links to them by their numbers.
+pub const BLOCK_NUMBERS: &str = "/sys/dev/block";
+/// Where devices are.
+pub const DEVICES: &str = "/sys/devices";
 /// Where udev keeps what it knows of devices.
 pub const UDEV: &str = "/run/udev/data";
-
-/// Each block device: where it is, its number and size, its name with the device
-/// mapper, what it is made of.
-const BLOCKS: Part = Part::Each {
-    directory: BLOCK_DEVICES,
-    prefix: "",
-    reach: "/sys/devices",
-    files: &["dev", "size", "dm/name"],
-    links: &[""],
-    lists: &["slaves"],
-};
-const DRIVERS: Part = Part::Each {
-    directory: PCI_DEVICES,
-    prefix: "",
-    reach: "/sys/devices",
-    files: &[],
-    links: &["driver"],
-    lists: &[],
-};
-const PORTS: Part =
-    Part::Each { directory: ATA_PORTS, prefix: "", reach: "/sys/devices", files: &[], links: &[""], lists: &[] };
-/// Serial numbers, and other names, of block devices.
-const NOTED: Part = Part::Each { directory: UDEV, prefix: "b", reach: UDEV, files: &[""], links: &[], lists: &[] };
 
 /// One row: a fact and where it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +125,7 @@ pub struct Row {
 const LASTS: Duration = Duration::from_secs(5);
 
 /// Every fact, in [`Fact`]'s order, so that a fact indexes its own row.
-pub static FACTS: [Row; 16] = [
+pub static FACTS: [Row; 17] = [
     Row { fact: Fact::Load, name: "load", reads: Reads::Kept(&["/proc/loadavg"]) },
     Row {
         fact: Fact::Timezone,
@@ -207,12 +192,8 @@ pub static FACTS: [Row; 16] = [
     Row { fact: Fact::Interfaces, name: "interfaces", reads: Reads::Netlink },
     Row { fact: Fact::Routes, name: "routes", reads: Reads::Network("route") },
     Row { fact: Fact::Routes6, name: "routes6", reads: Reads::Network("ipv6_route") },
-    Row {
-        fact: Fact::Filesystems,
-        name: "filesystems",
-        reads: Reads::Gathered(&[Part::Space, BLOCKS, DRIVERS, PORTS, NOTED]),
-    },
-    Row { fact: Fact::Disks, name: "disks", reads: Reads::Gathered(&[BLOCKS, DRIVERS, PORTS, NOTED]) },
+    Row { fact: Fact::Filesystems, name: "filesystems", reads: Reads::Gathered(&[Part::Mounts, Part::Chains]) },
+    Row { fact: Fact::Disks, name: "disks", reads: Reads::Gathered(&[Part::Disks]) },
     // The first since Linux 6.11: where virtual processors are plugged into aarch64, all
     // that ever could be are present.
     Row {
@@ -221,6 +202,8 @@ pub static FACTS: [Row; 16] = [
         reads: Reads::Kept(&["/sys/devices/system/cpu/enabled", "/sys/devices/system/cpu/present"]),
     },
     Row { fact: Fact::CpusOnline, name: "cpus-online", reads: Reads::Kept(&["/sys/devices/system/cpu/online"]) },
+    // Filesystems without what they lie on.
+    Row { fact: Fact::Mounts, name: "mounts", reads: Reads::Gathered(&[Part::Mounts]) },
 ];
 
 /// A file that lies where it lies.
@@ -300,17 +283,26 @@ impl Fact {
 
 impl Part {
     fn grants(&self) -> impl Iterator<Item = (&'static str, Allows)> + use<> {
-        let of: [Option<(&'static str, Allows)>; 3] = match *self {
-            Self::File { path, reach } => [Some((path, Allows::Read)), reach.map(|reach| (reach, Allows::Read)), None],
-            Self::Each { directory, reach, files, lists, .. } => [
-                Some((directory, Allows::List)),
-                (!files.is_empty()).then_some((reach, Allows::Read)),
-                (!lists.is_empty()).then_some((reach, Allows::List)),
-            ],
-            // Looking at a mountpoint takes none, and the table is opened before.
-            Self::Space => [None; 3],
+        let devices = [Some((DEVICES, Allows::Read)), Some((DEVICES, Allows::List)), Some((UDEV, Allows::Read))];
+        let (of, more): ([Option<(&'static str, Allows)>; 3], _) = match *self {
+            Self::File { path, reach } => {
+                ([Some((path, Allows::Read)), reach.map(|reach| (reach, Allows::Read)), None], None)
+            }
+            Self::Each { directory, reach, files, lists, .. } => (
+                [
+                    Some((directory, Allows::List)),
+                    (!files.is_empty()).then_some((reach, Allows::Read)),
+                    (!lists.is_empty()).then_some((reach, Allows::List)),
+                ],
+                None,
+            ),
+            // Looking at a mountpoint takes none, nor does reading a link, and the table
+            // is opened before.
+            Self::Mounts => ([None; 3], None),
+            Self::Chains => (devices, None),
+            Self::Disks => (devices, Some((BLOCK_DEVICES, Allows::List))),
         };
-        of.into_iter().flatten()
+        of.into_iter().flatten().chain(more)
     }
 }
 
@@ -383,10 +375,10 @@ impl FactSet {
         self.0 & !other.0 == 0
     }
 
-    /// Whether any of them asks how full filesystems are.
+    /// Whether any of them is of filesystems, and asks how full they are.
     #[must_use]
     pub fn measures(self) -> bool {
-        self.iter().any(|fact| fact.parts().contains(&Part::Space))
+        self.iter().any(|fact| fact.parts().contains(&Part::Mounts))
     }
 }
 

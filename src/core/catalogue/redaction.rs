@@ -65,7 +65,7 @@ pub static REDACTIONS: [Redaction; 8] = [
     Redaction {
         name: "guest-get-fsinfo",
         answer: "the filesystems at facts.mountpoints, or that at /; no disk of any",
-        reads: Reads::All,
+        reads: Reads::Only(&[Fact::Mounts]),
         keys: &["mountpoints"],
     },
     Redaction { name: "guest-get-disks", answer: "no disk", reads: Reads::Nothing, keys: &[] },

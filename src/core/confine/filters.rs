@@ -253,7 +253,7 @@ pub fn opener(part: &OpenerPart) -> Vec<Rule> {
         }
     }
     rules.extend(telling(part.facts));
-    rules
+    once(rules)
 }
 
 /// What an opener may call to tell of the guest.
@@ -263,12 +263,12 @@ fn telling(facts: FactSet) -> Vec<Rule> {
         rules.extend([
             permit!(
                 openat,
-                [When::Is(0, int(libc::AT_FDCWD)), When::Is(2, flags(OPEN_FACT))],
-                "opening what tells of the guest, as a fact's row has it"
+                [When::Is(2, flags(OPEN_FACT))],
+                "opening what tells of the guest, as a fact's row has it, also from its directory"
             ),
             permit!(read, "gathering what stands in such files"),
             permit!(getdents64, "gathering the names in such directories"),
-            permit!(readlinkat, [When::Is(0, int(libc::AT_FDCWD))], "gathering where such links lead"),
+            permit!(readlinkat, "gathering where such links lead"),
             permit!(pwrite64, [When::Is(0, int(GATHERED))], "putting it where the worker reads it"),
             permit!(ftruncate, [When::Is(0, int(GATHERED))], "forgetting what was gathered before"),
         ]);
@@ -306,7 +306,8 @@ pub fn spawner(commands: CommandSet) -> Vec<Rule> {
         WorkerPart { commands, redact: CommandSet::EMPTY, telling: Telling::default(), limits: Limits::default() };
     let rights = Rights::NAMED.iter().fold(Rights::NONE, |all, (right, _)| all.with(*right));
     let any_rule = FileRule { path: "/".into(), rights, except: Vec::new(), optional: false, types: Types::REGULAR };
-    let any_opener = OpenerPart { rules: vec![any_rule], create_mode: 0, facts: commands.facts().gathered() };
+    let facts = commands.facts().gathered();
+    let any_opener = OpenerPart { rules: vec![any_rule], create_mode: 0, facts, telling: Telling::default() };
     let mut served: Vec<Rule> = worker(&any_worker).into_iter().chain(opener(&any_opener)).collect();
     for rule in &mut served {
         // Process ids, descriptors and file modes are the child's to restrict;

@@ -22,7 +22,7 @@ pub struct WorkerPart {
     pub limits: Limits,
 }
 
-/// The opener's part: the file rules, and which facts.
+/// The opener's part: the file rules, which facts, and of which filesystems.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenerPart {
     /// File rules, with the broker's numbering.
@@ -31,6 +31,8 @@ pub struct OpenerPart {
     pub create_mode: u32,
     /// What it may tell of the guest.
     pub facts: FactSet,
+    /// The filesystems of which it may; nothing else of it is said.
+    pub telling: Telling,
 }
 
 impl WorkerPart {
@@ -74,6 +76,9 @@ impl Policy {
     /// What the opener is told.
     #[must_use]
     pub fn opener_part(&self) -> OpenerPart {
-        OpenerPart { rules: self.files.clone(), create_mode: self.create_mode, facts: self.facts().gathered() }
+        let facts = self.facts().gathered();
+        let mountpoints = if facts.measures() { self.facts.mountpoints.clone() } else { Vec::new() };
+        let telling = Telling { mountpoints, ..Telling::default() };
+        OpenerPart { rules: self.files.clone(), create_mode: self.create_mode, facts, telling }
     }
 }

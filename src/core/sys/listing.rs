@@ -26,22 +26,28 @@ const NAME_AT: usize = 19;
 /// Those of `lseek(2)` and `getdents64(2)`.
 pub fn names(directory: BorrowedFd<'_>) -> nix::Result<Vec<CString>> {
     lseek(directory, 0, Whence::SeekSet)?;
-    list(directory, |_| true)
+    let mut names = Vec::new();
+    list(directory, &mut Vec::new(), |_, name| names.push(name.to_owned()))?;
+    Ok(names)
 }
 
 /// The same of a directory that was just opened, without sockets, pipes and devices:
-/// what cannot be read for what stands in it.
+/// what cannot be read for what stands in it. They are added to `names`, a NUL behind
+/// each; `room` is kept from one call to the next.
 ///
 /// # Errors
-/// Those of `getdents64(2)`.
-pub fn names_once(directory: BorrowedFd<'_>) -> nix::Result<Vec<CString>> {
-    list(directory, |kind| !matches!(kind, libc::DT_SOCK | libc::DT_FIFO | libc::DT_CHR | libc::DT_BLK))
+/// Those of `getdents64(2)`; some names may have been added.
+pub fn names_once(directory: BorrowedFd<'_>, room: &mut Vec<u8>, names: &mut Vec<u8>) -> nix::Result<()> {
+    list(directory, room, |kind, name| {
+        // Not every filesystem knows types.
+        if !matches!(kind, libc::DT_SOCK | libc::DT_FIFO | libc::DT_CHR | libc::DT_BLK) {
+            names.extend_from_slice(name.to_bytes_with_nul());
+        }
+    })
 }
 
-/// The names whose type is wanted; not every filesystem knows types.
-fn list(directory: BorrowedFd<'_>, is_wanted: fn(u8) -> bool) -> nix::Result<Vec<CString>> {
-    let mut names = Vec::new();
-    let mut room = vec![0_u8; ROOM];
+fn list(directory: BorrowedFd<'_>, room: &mut Vec<u8>, mut add: impl FnMut(u8, &CStr)) -> nix::Result<()> {
+    room.resize(ROOM, 0);
     loop {
         // SAFETY: the descriptor is open, and the kernel writes at most
         // `room.len()` bytes to where `room` has that many.
@@ -52,13 +58,13 @@ fn list(directory: BorrowedFd<'_>, is_wanted: fn(u8) -> bool) -> nix::Result<Vec
             return Err(Errno::EIO);
         };
         if entries.is_empty() {
-            return Ok(names);
+            return Ok(());
         }
         while !entries.is_empty() {
             let (kind, entry, rest) = first(entries).ok_or(Errno::EIO)?;
             entries = rest;
-            if !matches!(entry.to_bytes(), b"." | b"..") && is_wanted(kind) {
-                names.push(entry.to_owned());
+            if !matches!(entry.to_bytes(), b"." | b"..") {
+                add(kind, entry);
             }
         }
     }
@@ -146,7 +152,10 @@ mod tests {
         nix::unistd::mkfifo(&directory.join("pipe"), nix::sys::stat::Mode::S_IRUSR).expect("a pipe");
         assert!(found(&open).contains("pipe"));
         let fresh = File::open(&directory).expect("the directory");
-        assert!(!names_once(fresh.as_fd()).expect("a listing").contains(&c"pipe".to_owned()), "it is nothing to read");
+        let mut once = Vec::new();
+        names_once(fresh.as_fd(), &mut Vec::new(), &mut once).expect("a listing");
+        let once: Vec<&[u8]> = once.split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
+        assert!(once.len() == 1999 && !once.contains(&&b"pipe"[..]), "it is nothing to read");
         fs::remove_dir_all(&directory).expect("removed");
         assert_eq!(names(open.as_fd()), Err(Errno::ENOENT), "as getdents(2) has it");
     }

@@ -4,11 +4,9 @@
 //! Trust: the kernel's bytes; any others are read as far as they have its form.
 
 use std::ops::RangeInclusive;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 use postern_core::catalogue::facts::Fact;
-use postern_core::ipc::bundle::Bundle;
+use postern_core::ipc::bundle::{Bundle, Entry};
 use serde::Serialize;
 
 use super::FactError;
@@ -80,15 +78,15 @@ pub struct Vcpu {
 /// # Errors
 /// [`FactError::NoVcpus`].
 pub fn vcpus(bundle: &Bundle<'_>) -> Result<Vec<Vcpu>, FactError> {
-    let vcpus: Vec<Vcpu> = bundle.names(PROCESSORS).filter_map(|name| Vcpu::of(name.as_bytes(), bundle)).collect();
+    let vcpus: Vec<Vcpu> = bundle.directory(PROCESSORS).into_iter().flatten().filter_map(Vcpu::of).collect();
     if vcpus.is_empty() { Err(FactError::NoVcpus) } else { Ok(vcpus) }
 }
 
 impl Vcpu {
-    fn of(name: &[u8], bundle: &Bundle<'_>) -> Option<Self> {
-        let logical_id = number(name.strip_prefix(b"cpu")?)?;
+    fn of(entry: Entry<'_>) -> Option<Self> {
+        let logical_id = number(entry.name.strip_prefix(b"cpu")?)?;
         // Where there is none the processor runs for ever.
-        let online = bundle.content(Path::new(PROCESSORS).join(format!("cpu{logical_id}/online")));
+        let online = entry.content("online");
         Some(Self { online: online != Some(b"0"), can_offline: online.is_some(), logical_id })
     }
 }
@@ -212,10 +210,14 @@ mod tests {
     fn processors_stand_in_the_kernels_order() {
         let mut gathered = Gathered::default();
         let mut add = |kind, path: &str, told: &[u8]| assert!(gathered.add(kind, path.as_bytes(), told));
-        add(Kind::Names, PROCESSORS, b"cpu1\0cpu0\0cpufreq\0cpu12\0cpuidle\0cpu2x\0cpu\0online\0cpu3\0");
-        add(Kind::Content, "/sys/devices/system/cpu/cpu1/online", b"1\n");
-        add(Kind::Content, "/sys/devices/system/cpu/cpu12/online", b"0\n");
-        add(Kind::Content, "/sys/devices/system/cpu/cpu3/online", b"");
+        add(Kind::Directory, PROCESSORS, b"");
+        let online = [("cpu1", &b"1\n"[..]), ("cpu12", b"0\n"), ("cpu3", b"")];
+        for name in ["cpu1", "cpu0", "cpufreq", "cpu12", "cpuidle", "cpu2x", "cpu", "cpu3"] {
+            add(Kind::Entry, name, b"");
+            if let Some((_, told)) = online.iter().find(|(of, _)| *of == name) {
+                add(Kind::Content, "online", told);
+            }
+        }
         let told = vcpus(&Bundle::read(gathered.bytes()).expect("a bundle")).expect("processors");
         let first = r#"{"online": true, "can-offline": true, "logical-id": 1}"#;
         assert_eq!(json(&told[0]), first);

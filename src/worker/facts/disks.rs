@@ -6,14 +6,16 @@
 //!
 //! Trust: the kernel's names. Pure.
 
+use std::collections::BTreeMap;
+
 use postern_core::ipc::bundle::Bundle;
 use serde::Serialize;
 
-use super::block::{Address, Blocks};
+use super::block::{Address, Block, Blocks};
 
 /// One disk or partition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Disk {
+pub struct Disk {
     name: String,
     partition: bool,
     dependencies: Vec<String>,
@@ -23,15 +25,22 @@ pub(crate) struct Disk {
     alias: Option<String>,
 }
 
-/// All that have a size, partitions before their disk, and the last of the kernel's
+/// All that were gathered, partitions before their disk, and the last of the kernel's
 /// list first, as stock has them.
-pub(crate) fn read(bundle: &Bundle<'_>) -> Vec<Disk> {
+#[must_use]
+pub fn read(bundle: &Bundle<'_>) -> Vec<Disk> {
     let blocks = Blocks::read(bundle);
+    let mut parts: BTreeMap<&str, Vec<&Block<'_>>> = BTreeMap::new();
+    let mut disks = Vec::new();
+    for block in blocks.all() {
+        match block.parent_name().and_then(|parent| blocks.named(parent)) {
+            Some(disk) => parts.entry(disk.name).or_default().push(block),
+            None => disks.push(block),
+        }
+    }
     let mut found = Vec::new();
-    let parents: Vec<_> = blocks.all().iter().map(|block| (block, blocks.disk_of(block))).collect();
-    for (disk, _) in parents.iter().rev().filter(|(disk, parent)| parent.is_none() && !blocks.is_empty(disk)) {
-        let parts = parents.iter().filter(|(_, parent)| parent.as_ref() == Some(*disk));
-        found.extend(parts.map(|(part, _)| Disk {
+    for disk in disks.into_iter().rev() {
+        found.extend(parts.remove(disk.name).into_iter().flatten().map(|part| Disk {
             name: part.node(),
             partition: true,
             dependencies: vec![disk.node()],
@@ -41,9 +50,9 @@ pub(crate) fn read(bundle: &Bundle<'_>) -> Vec<Disk> {
         found.push(Disk {
             name: disk.node(),
             partition: false,
-            dependencies: blocks.made_of(disk),
-            address: blocks.address(disk),
-            alias: blocks.alias(disk).map(str::to_owned),
+            dependencies: disk.made_of(),
+            address: disk.address(),
+            alias: disk.alias().map(str::to_owned),
         });
     }
     found

@@ -1,25 +1,24 @@
 //! `guest-get-fsinfo`: filesystems on block devices, each once, how full they are
 //! and which disks they lie on.
 //!
-//! How full one is, the opener asks, and only where nobody else must be asked: a
-//! filesystem of which it tells nothing is listed without numbers.
+//! Which are shown, and how full each is, the opener looks: of what a host is not told
+//! nothing comes here. A filesystem is listed without numbers where somebody else must
+//! have been asked for them.
 //!
 //! Trust: the kernel's tables; mountpoints are named by whoever may mount. Pure.
 
-use std::path::Path;
-
 use postern_core::catalogue::facts::MOUNTS;
-use postern_core::ipc::bundle::{Bundle, Kind};
-use postern_core::mountinfo::{self, Device, Mount};
+use postern_core::ipc::bundle::{Bundle, Entry};
+use postern_core::mountinfo;
 use serde::Serialize;
 
 use super::FactError;
-use super::block::{Address, Block, Blocks};
+use super::block::{Address, Blocks};
 
 /// One filesystem.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) struct Filesystem {
+pub struct Filesystem {
     name: String,
     mountpoint: String,
     #[serde(rename = "type")]
@@ -56,51 +55,31 @@ impl Space {
     }
 }
 
-/// The filesystems at mountpoints that are shown, the last mounted first, with or
-/// without the disks below them.
+/// The filesystems that were gathered, the last mounted first, with the disks below
+/// them if those were gathered too.
 ///
-/// Each is there once, under the first of those mountpoints, as with stock since
-/// QEMU 8: the older one tells of bind mounts as of filesystems.
+/// Each is there once, under the first of its mountpoints that are shown, as with stock
+/// since QEMU 8: the older one tells of bind mounts as of filesystems.
 ///
 /// # Errors
 /// [`FactError::NoMountTable`].
-pub(crate) fn read(
-    bundle: &Bundle<'_>,
-    shows: impl Fn(&Path) -> bool,
-    disks: bool,
-) -> Result<Vec<Filesystem>, FactError> {
-    let table = bundle.content(MOUNTS).ok_or(FactError::NoMountTable)?;
-    let mounts = mountinfo::parse(table).map_err(|_| FactError::NoMountTable)?;
+pub fn read(bundle: &Bundle<'_>) -> Result<Vec<Filesystem>, FactError> {
     let blocks = Blocks::read(bundle);
-    let mut taken: Vec<Device> = Vec::new();
-    let mut found = Vec::new();
-    for mount in mounts.iter().filter(|mount| shows(&mount.mountpoint)) {
-        let Some(block) = block_of(mount, &blocks) else { continue };
-        if taken.contains(&mount.device) {
-            continue;
-        }
-        taken.push(mount.device);
-        let space = bundle.told(Kind::Space, mount.device.to_string().as_ref()).and_then(Space::read);
-        found.push(Filesystem {
-            name: block.name.to_owned(),
+    let of = |entry: Entry<'_>| {
+        let line = entry.content("").and_then(|line| mountinfo::lines(line).next()).ok_or(FactError::NoMountTable)?;
+        let mount = line.map_err(|_| FactError::NoMountTable)?.mount();
+        let name = String::from_utf8_lossy(entry.name).into_owned();
+        Ok(Filesystem {
+            disk: blocks.named(&name).map(|block| blocks.addresses(block)).unwrap_or_default(),
+            name,
             mountpoint: mount.mountpoint.to_string_lossy().into_owned(),
             kind: mount.kind.to_string_lossy().into_owned(),
-            space,
-            disk: if disks { blocks.addresses(&block) } else { Vec::new() },
-        });
-    }
-    found.reverse();
-    Ok(found)
-}
-
-/// The device that a filesystem is on, or the first of several.
-fn block_of<'a>(mount: &Mount, blocks: &Blocks<'a>) -> Option<Block<'a>> {
-    if mount.device.major != 0 {
-        blocks.numbered(mount.device)
-    } else if mount.kind == "btrfs" {
-        // Its number is no device's.
-        blocks.of_source(&mount.source)
-    } else {
-        None
-    }
+            space: entry.space().and_then(Space::read),
+        })
+    };
+    let found: Result<Vec<_>, _> = bundle.directory(MOUNTS).ok_or(FactError::NoMountTable)?.map(of).collect();
+    found.map(|mut found| {
+        found.reverse();
+        found
+    })
 }

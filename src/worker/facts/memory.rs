@@ -3,9 +3,7 @@
 //!
 //! Trust: the kernel's bytes; any others are read as far as they have its form.
 
-use std::os::unix::ffi::OsStrExt;
-
-use postern_core::ipc::bundle::{Bundle, Kind};
+use postern_core::ipc::bundle::{Bundle, Entry};
 use serde::Serialize;
 
 use super::FactError;
@@ -30,19 +28,18 @@ pub struct MemoryBlock {
 /// # Errors
 /// [`FactError::NoMemoryBlocks`].
 pub fn blocks(bundle: &Bundle<'_>) -> Result<Vec<MemoryBlock>, FactError> {
-    let is_there = bundle.told(Kind::Names, BLOCKS.as_ref()).is_some();
-    let blocks: Vec<_> = bundle.names(BLOCKS).filter_map(|name| MemoryBlock::of(name.as_bytes(), bundle)).collect();
-    if is_there && blocks.is_empty() { Err(FactError::NoMemoryBlocks) } else { Ok(blocks) }
+    let Some(entries) = bundle.directory(BLOCKS) else { return Ok(Vec::new()) };
+    let blocks: Vec<_> = entries.filter_map(MemoryBlock::of).collect();
+    if blocks.is_empty() { Err(FactError::NoMemoryBlocks) } else { Ok(blocks) }
 }
 
 impl MemoryBlock {
-    fn of(name: &[u8], bundle: &Bundle<'_>) -> Option<Self> {
-        let phys_index = number(name.strip_prefix(b"memory")?)?;
-        let content = |file| bundle.content(format!("{BLOCKS}/memory{phys_index}/{file}"));
-        let state = content("state");
+    fn of(entry: Entry<'_>) -> Option<Self> {
+        let phys_index = number(entry.name.strip_prefix(b"memory")?)?;
+        let state = entry.content("state");
         Some(Self {
             online: state.is_none_or(|state| state.starts_with(b"online")),
-            can_offline: state.is_some() && content("removable").is_some_and(|removable| removable != b"0"),
+            can_offline: state.is_some() && entry.content("removable").is_some_and(|removable| removable != b"0"),
             phys_index,
         })
     }
@@ -64,15 +61,20 @@ pub fn block_info(bytes: &[u8]) -> Option<MemoryBlockInfo> {
 
 #[cfg(test)]
 mod tests {
-    use postern_core::ipc::bundle::Gathered;
+    use postern_core::ipc::bundle::{Gathered, Kind};
 
     use super::super::tests::json;
     use super::*;
 
-    fn bundle(entries: &[(Kind, &str, &[u8])]) -> Gathered {
+    /// Blocks with what stands in their two files.
+    fn bundle(blocks: &[(&str, Option<&str>, Option<&str>)]) -> Gathered {
         let mut gathered = Gathered::default();
-        for (kind, path, told) in entries {
-            assert!(gathered.add(*kind, format!("{BLOCKS}{path}").as_bytes(), told));
+        assert!(gathered.add(Kind::Directory, BLOCKS.as_bytes(), b""));
+        for (name, state, removable) in blocks {
+            assert!(gathered.add(Kind::Entry, name.as_bytes(), b""));
+            for (file, told) in [("state", state), ("removable", removable)] {
+                assert!(told.is_none_or(|told| gathered.add(Kind::Content, file.as_bytes(), told.as_bytes())));
+            }
         }
         gathered
     }
@@ -80,12 +82,12 @@ mod tests {
     #[test]
     fn blocks_stand_in_the_kernels_order() {
         let gathered = bundle(&[
-            (Kind::Names, "", b"memory4\0power\0memory5\0memory3\0memoryx\0memory\0block_size_bytes\0memory188\0"),
-            (Kind::Content, "/memory3/state", b"online\n"),
-            (Kind::Content, "/memory3/removable", b"0\n"),
-            (Kind::Content, "/memory4/state", b"offline\n"),
-            (Kind::Content, "/memory4/removable", b"1\n"),
-            (Kind::Content, "/memory188/state", b"going-offline\n"),
+            ("memory4", Some("offline\n"), Some("1\n")),
+            ("memory5", None, None),
+            ("memory3", Some("online\n"), Some("0\n")),
+            ("memoryx", Some("online\n"), Some("1\n")),
+            ("memory", None, None),
+            ("memory188", Some("going-offline\n"), None),
         ]);
         let told = blocks(&Bundle::read(gathered.bytes()).expect("a bundle")).expect("blocks");
         let first = r#"{"online": false, "can-offline": true, "phys-index": 4}"#;
@@ -97,7 +99,7 @@ mod tests {
     #[test]
     fn a_guest_whose_kernel_has_no_blocks() {
         assert_eq!(blocks(&Bundle::default()), Ok(vec![]));
-        let empty = bundle(&[(Kind::Names, "", b"")]);
+        let empty = bundle(&[]);
         assert_eq!(blocks(&Bundle::read(empty.bytes()).expect("a bundle")), Err(FactError::NoMemoryBlocks));
     }
 
@@ -119,14 +121,9 @@ mod tests {
     #[test]
     fn as_many_blocks_as_the_largest_guests_have() {
         const COUNT: usize = 32_768;
-        let mut gathered = Gathered::default();
         let names: Vec<_> = (0..COUNT).map(|index| format!("memory{index}")).collect();
-        assert!(gathered.add(Kind::Names, BLOCKS.as_bytes(), names.join("\0").as_bytes()));
-        for index in 0..COUNT {
-            for (file, told) in [("state", &b"online\n"[..]), ("removable", b"1\n")] {
-                assert!(gathered.add(Kind::Content, format!("{BLOCKS}/memory{index}/{file}").as_bytes(), told));
-            }
-        }
+        let all: Vec<_> = names.iter().map(|name| (name.as_str(), Some("online\n"), Some("1\n"))).collect();
+        let gathered = bundle(&all);
         let told = blocks(&Bundle::read(gathered.bytes()).expect("a bundle")).expect("blocks");
         assert_eq!(told.len(), COUNT);
         assert!(told.iter().all(|block| block.online && block.can_offline));

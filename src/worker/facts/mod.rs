@@ -11,11 +11,11 @@
 
 mod block;
 pub mod cpu;
-pub(crate) mod disks;
+pub mod disks;
 pub mod diskstats;
 #[cfg(test)]
 mod fixtures;
-pub(crate) mod fsinfo;
+pub mod fsinfo;
 pub(crate) mod host;
 mod lasting;
 pub(crate) mod load;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use postern_core::ipc::bundle::{Bundle, Kind};
+use postern_core::ipc::bundle::{Bundle, Entry, Kind};
 use serde::Serialize;
 
 use super::text::{assignments, number};
@@ -34,7 +34,7 @@ pub fn users(bundle: &Bundle<'_>) -> Vec<User> {
         let records = utmp.chunks_exact(Layout::HERE.size);
         return once_each(records.filter_map(|record| Layout::HERE.login(record)));
     }
-    let mut logins: Vec<_> = bundle.names(SESSIONS).filter_map(|name| session(bundle, Path::new(name))).collect();
+    let mut logins: Vec<_> = bundle.directory(SESSIONS).into_iter().flatten().filter_map(session).collect();
     logins.sort_by(|one, other| one.time.total_cmp(&other.time));
     once_each(logins.into_iter())
 }
@@ -114,8 +114,8 @@ const fn to_float(whole: u64) -> f64 {
 
 /// The login of a session that a person has: none of a display manager's or of the
 /// user's services, and none that is over.
-fn session<'a>(bundle: &Bundle<'a>, name: &Path) -> Option<Login<'a>> {
-    let content = bundle.content(Path::new(SESSIONS).join(name))?;
+fn session(entry: Entry<'_>) -> Option<Login<'_>> {
+    let content = entry.content("")?;
     let value = |key: &[u8]| assignments(content).filter(|(name, _)| *name == key).last().map(|(_, value)| value);
     if !value(b"CLASS")?.starts_with(b"user") || value(b"STATE") == Some(b"closing") {
         return None;

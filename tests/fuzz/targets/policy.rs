@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use postern_core::policy::parts::OpenerPart;
 use postern_core::policy::rules::{Rights, Types, is_canonical};
+use postern_core::policy::telling::Telling;
 use postern_core::policy::written::{Look, Mistake, World, keys, load_embedded};
 use postern_core::policy::{Account, Channel, Fsync, Policy, ShutdownMethod, Vsock};
 
@@ -123,7 +124,12 @@ fn canonical(policy: &Policy) {
         assert!(worker.uid != broker.uid && worker.gid != broker.gid);
         assert!(!policy.identities.groups.contains(&broker.gid));
     }
-    let part = OpenerPart { rules: policy.files.clone(), create_mode: policy.create_mode, facts: policy.facts() };
+    let part = OpenerPart {
+        rules: policy.files.clone(),
+        create_mode: policy.create_mode,
+        facts: policy.facts(),
+        telling: Telling::default(),
+    };
     assert!(part.orders().is_ok(), "the opener can be told");
 }
 

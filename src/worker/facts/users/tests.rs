@@ -100,11 +100,12 @@ fn sessions_count_where_there_is_no_utmp() {
         ("8", String::new()),
     ];
     let mut gathered = Gathered::default();
-    let names: Vec<_> = files.iter().map(|(name, _)| *name).chain(["9.ref"]).collect();
-    assert!(gathered.add(Kind::Names, SESSIONS.as_bytes(), names.join("\0").as_bytes()));
+    assert!(gathered.add(Kind::Directory, SESSIONS.as_bytes(), b""));
     for (name, content) in &files {
-        assert!(gathered.add(Kind::Content, format!("{SESSIONS}/{name}").as_bytes(), content.as_bytes()));
+        assert!(gathered.add(Kind::Entry, name.as_bytes(), b""));
+        assert!(gathered.add(Kind::Content, b"", content.as_bytes()));
     }
+    assert!(gathered.add(Kind::Entry, b"9.ref", b""));
     let of = |gathered: &Gathered| -> Vec<String> {
         users(&Bundle::read(gathered.bytes()).expect("a bundle")).iter().map(json).collect()
     };
