@@ -379,7 +379,7 @@ pub static CATALOGUE: [Entry; 43] = [
     Entry::offered(Command::NetworkGetRoute, "guest-network-get-route", "tell the tables of routes")
         .tells(&[Fact::Routes, Fact::Routes6]),
     Entry::offered(Command::GetFsinfo, "guest-get-fsinfo", "tell of filesystems and their disks")
-        .tells(&[Fact::Filesystems, Fact::Mounts]),
+        .tells(&[Fact::Filesystems]),
     Entry::offered(Command::GetDisks, "guest-get-disks", "tell of disks and partitions").tells(&[Fact::Disks]),
     Entry::offered(Command::Fstrim, "guest-fstrim", "tell disks which blocks are free")
         .rate(Rate::Acts)

@@ -195,16 +195,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const TABLE: &[u8] = b"\
-21 1 254:1 / / rw,relatime - ext4 /dev/vda1 rw
-22 21 0:21 / /proc rw - proc proc rw
-23 21 0:40 /@home /home rw shared:1 master:2 - btrfs /dev/vdb rw,subvol=/@home
-24 21 0:40 / /top rw shared:1 - btrfs /dev/vdb rw
-25 21 7:0 / /mnt/with\\040space\\134\\012 rw - xfs  rw
-26 21 254:1 /etc/hosts /run/hosts rw - ext4 /dev/vda1 rw
-27 21 8:3 / /ntfs rw - fuseblk /dev/sdc rw
-28 21 0:50 / /\xff\xfe rw - tmpfs tmpfs rw
-";
+    /// What other tests of mount tables have, too.
+    const TABLE: &[u8] = include_bytes!("mountinfo/sample.mountinfo");
 
     #[test]
     fn reads_what_the_kernel_writes() {

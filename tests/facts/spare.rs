@@ -30,8 +30,7 @@ pub(crate) const ROLES: &[Role] = &[("without", without)];
 const QUIET: &[(&str, Allows, &str, &str)] = &[
     ("guest-get-disks", Allows::List, "/sys/devices", "a device of the device mapper or of md"),
     ("guest-get-fsinfo", Allows::List, "/sys/devices", "a filesystem on such a device"),
-    ("guest-get-fsinfo", Allows::List, "/sys/bus/pci/devices", "a filesystem on a disk of a PCI controller"),
-    ("guest-get-fsinfo", Allows::List, "/run/udev/data", "a filesystem on a disk with a serial number"),
+    ("guest-get-fsinfo", Allows::Read, "/sys/devices", "a filesystem on such a device, of a disk with a serial number"),
     ("guest-get-fsinfo", Allows::Read, "/run/udev/data", "a filesystem on a disk with a serial number"),
     ("guest-get-timezone", Allows::Read, "/usr/share/zoneinfo", "a link there that changes while the agent lives"),
 ];

@@ -211,8 +211,8 @@ pub(crate) fn opener_order() -> impl Strategy<Value = OpenerOrder> {
     let rights = (0_u8..16).prop_map(|bits| Rights::from_bits(bits).expect("rights"));
     let types = (1_u8..16).prop_map(|bits| Types::from_bits(bits).expect("types"));
     prop_oneof![
-        (any::<u16>(), any::<u32>(), vec(fact(), 0..4)).prop_map(|(rules, create_mode, facts)| {
-            OpenerOrder::Setup { rules, create_mode, facts: facts.into_iter().collect() }
+        (any::<u16>(), any::<u32>(), vec(fact(), 0..4), telling()).prop_map(|(rules, create_mode, facts, telling)| {
+            OpenerOrder::Setup { rules, create_mode, facts: facts.into_iter().collect(), telling }
         }),
         Just(OpenerOrder::Memory {}),
         (any::<u64>(), fact()).prop_map(|(id, fact)| OpenerOrder::Tell { id, fact }),

@@ -88,6 +88,12 @@ pub enum Failure {
     /// Of processors: not there at postern's start.
     #[error("open(\"{}\"): No such file or directory", vcpus::directory(*.0))]
     NoVcpu(u64),
+    /// Of processors: one beyond those that are held.
+    #[error(
+        "logical processor #{0} is not among the first {} of the guest, which alone can be switched",
+        vcpus::MOST_VCPUS
+    )]
+    VcpuBeyond(u64),
     /// Of processors: one that is always on.
     #[error("logical processor #{} can't be offlined", .0.cast_signed())]
     VcpuStays(u64),
@@ -114,7 +120,7 @@ impl Failure {
             Self::Table(failure) => failure.errno(),
             Self::Suspend { errno, .. } | Self::Vcpu { errno, .. } => Some(*errno),
             Self::NoVcpu(_) => Some(Errno::ENOENT),
-            Self::Unsupported | Self::VcpuStays(_) | Self::NoMeans => None,
+            Self::Unsupported | Self::VcpuBeyond(_) | Self::VcpuStays(_) | Self::NoMeans => None,
         }
     }
 }

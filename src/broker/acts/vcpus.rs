@@ -2,7 +2,7 @@
 //!
 //! Trust: as [`super`]. Processors are named by the host and looked up here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -12,8 +12,9 @@ use postern_core::messages::Switch;
 
 use super::{Failure, Outcome, numbered, open_switch, read_now, tell};
 
-/// Most processors that are held; what is beyond is not there to a host. Room for
-/// their descriptors is in `confine::limits::BROKER_DESCRIPTORS`.
+/// Most processors that are held, those with the lowest numbers; any other is not
+/// switched, and a host is told so. Room for their descriptors is in
+/// `confine::limits::BROKER_DESCRIPTORS`.
 pub const MOST_VCPUS: usize = 512;
 
 /// The processors that there were at the start.
@@ -21,16 +22,19 @@ pub const MOST_VCPUS: usize = 512;
 pub struct Vcpus {
     /// By number; none for one that is always on and so has no such file.
     online: BTreeMap<u64, Option<File>>,
+    /// The numbers of those that are not held.
+    beyond: BTreeSet<u64>,
 }
 
 impl Vcpus {
     /// Opens the file of each processor below `/sys/devices/system/cpu`.
     pub(super) fn open(directory: &Path) -> io::Result<Self> {
+        let mut found = numbered(directory, "cpu")?.into_iter();
         let mut online = BTreeMap::new();
-        for (number, path) in numbered(directory, "cpu")?.into_iter().take(MOST_VCPUS) {
+        for (number, path) in found.by_ref().take(MOST_VCPUS) {
             online.insert(number, open_switch(&path.join("online"))?);
         }
-        Ok(Self { online })
+        Ok(Self { online, beyond: found.map(|(number, _)| number).collect() })
     }
 
     /// Switches one after the other; as in stock the first that fails ends it, and
@@ -48,6 +52,9 @@ impl Vcpus {
     }
 
     fn set_one(&self, &Switch { number, online }: &Switch) -> Result<(), Failure> {
+        if self.beyond.contains(&number) {
+            return Err(Failure::VcpuBeyond(number));
+        }
         let Some(file) = self.online.get(&number).ok_or(Failure::NoVcpu(number))? else {
             return if online { Ok(()) } else { Err(Failure::VcpuStays(number)) };
         };
@@ -129,6 +136,28 @@ mod tests {
         let why = vcpus.set(&[off(1)]).unwrap_err();
         assert_eq!(why.to_string(), "pwrite(\"/sys/devices/system/cpu/cpu1//online\"): Bad file descriptor");
         assert_eq!(why.errno(), Some(Errno::EBADF));
+    }
+
+    #[test]
+    fn of_too_many_the_lowest_are_held_and_the_others_refused() {
+        let machine = tempfile::tempdir().unwrap();
+        for number in 0..MOST_VCPUS + 2 {
+            let cpu = machine.path().join(format!("cpu{number}"));
+            fs::create_dir(&cpu).unwrap();
+            fs::write(cpu.join("online"), "1\n").unwrap();
+        }
+        let vcpus = Vcpus::open(machine.path()).unwrap();
+        assert!(vcpus.set(&[off(511)]).is_ok());
+        let why = vcpus.set(&[off(512)]).unwrap_err();
+        assert_eq!(
+            why.to_string(),
+            "logical processor #512 is not among the first 512 of the guest, which alone can be switched"
+        );
+        assert_eq!(
+            (vcpus.set(&[on(513)]), vcpus.set(&[on(514)])),
+            (Err(Failure::VcpuBeyond(513)), Err(Failure::NoVcpu(514)))
+        );
+        assert!(fs::read_to_string(machine.path().join("cpu512/online")).unwrap().starts_with('1'), "it is left");
     }
 
     #[test]

@@ -89,16 +89,7 @@ mod tests {
     use postern_core::mountinfo::parse;
     use proptest::prelude::*;
 
-    const TABLE: &[u8] = b"\
-21 1 254:1 / / rw,relatime - ext4 /dev/vda1 rw
-22 21 0:21 / /proc rw - proc proc rw
-23 21 0:40 /@home /home rw shared:1 master:2 - btrfs /dev/vdb rw,subvol=/@home
-24 21 0:40 / /top rw shared:1 - btrfs /dev/vdb rw
-25 21 7:0 / /mnt/with\\040space\\134\\012 rw - xfs  rw
-26 21 254:1 /etc/hosts /run/hosts rw - ext4 /dev/vda1 rw
-27 21 8:3 / /ntfs rw - fuseblk /dev/sdc rw
-28 21 0:50 / /\xff\xfe rw - tmpfs tmpfs rw
-";
+    const TABLE: &[u8] = include_bytes!("../../core/mountinfo/sample.mountinfo");
 
     fn order(only: Option<&[&str]>) -> Vec<String> {
         let only: Option<Vec<PathBuf>> = only.map(|only| only.iter().map(PathBuf::from).collect());

@@ -275,6 +275,13 @@ impl Fact {
         matches!(self.row().reads, Reads::Netlink)
     }
 
+    /// Whether it is one of these, or gathered of less than one of them.
+    #[must_use]
+    pub fn is_within(self, facts: &[Self]) -> bool {
+        let is_less = |fact: &Self| self.is_gathered() && self.parts().iter().all(|part| fact.parts().contains(part));
+        facts.contains(&self) || facts.iter().any(is_less)
+    }
+
     /// What the opener's Landlock domain must leave it for this fact.
     pub fn grants(self) -> impl Iterator<Item = (&'static str, Allows)> {
         self.parts().iter().flat_map(Part::grants)

@@ -4,6 +4,7 @@
 //! Trust: computed from the checked policy with the functions that the
 //! processes use themselves (`caps::broker`), so that it cannot drift.
 
+use postern_core::catalogue::facts::Fact;
 use postern_core::catalogue::redaction::Reads;
 use postern_core::catalogue::{self, Act, redaction};
 use postern_core::policy::rules::{FileRule, Rights, Types};
@@ -67,6 +68,7 @@ pub struct Redacted {
 
 /// Redaction is the worker's doing, and a worker is taken for lost.
 const HELD_BY_WORKER: &str = "the worker, which is given what the whole answer is made of: one that fell sees past it";
+const HELD_BY_OPENER: &str = "the opener, which tells no other filesystem and looks at no disk: no worker sees past it";
 const HELD_BY_NOTHING_READ: &str = "nothing is read for it, so nobody sees past it";
 
 /// One file rule.
@@ -231,7 +233,11 @@ fn command(ruling: &Ruling) -> CommandLine {
     };
     let redacted = redaction.map(|row| Redacted {
         answer: row.answer,
-        held_by: if row.reads == Reads::Nothing { HELD_BY_NOTHING_READ } else { HELD_BY_WORKER },
+        held_by: match row.reads {
+            Reads::Nothing => HELD_BY_NOTHING_READ,
+            Reads::Only([Fact::Mounts]) => HELD_BY_OPENER,
+            Reads::Only(_) | Reads::All => HELD_BY_WORKER,
+        },
     });
     let (why, place) = match &ruling.reason {
         Reason::Profile(name, place) => (format!("profile {name}"), Some(place)),

@@ -16,9 +16,11 @@ use postern_core::ipc::bundle::{Bundle, Entry, Kind, names_of, path_of};
 use postern_core::place::{self, Place};
 use serde::Serialize;
 
-/// Most devices that are looked at for what one filesystem lies on: more than the
-/// kernel can stack, and a bound on what cannot be.
-const DEVICES_MAX: usize = 4096;
+/// Most devices that are looked at for what the filesystems of one answer lie on:
+/// 1,000 filesystems on 60 each, and a bound on what cannot be.
+pub(super) const DEVICES_MAX: usize = 1 << 16;
+/// Longest serial number in bytes that is told; drivers have 20 to 256.
+const SERIAL_MAX: usize = 512;
 
 /// A controller's place on PCI; -1 throughout where there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -129,7 +131,8 @@ impl<'a> Block<'a> {
     /// As udev has noted it.
     fn serial(&self) -> Option<&'a str> {
         let noted = str::from_utf8(self.entry.elsewhere(Kind::Content)?).ok()?;
-        noted.lines().find_map(|line| line.strip_prefix("E:ID_SERIAL="))
+        let serial = noted.lines().find_map(|line| line.strip_prefix("E:ID_SERIAL="));
+        serial.filter(|serial| serial.len() <= SERIAL_MAX)
     }
 
     /// By the path below `/sys/devices`: first the root of a PCI domain, then bridges,
@@ -199,18 +202,23 @@ impl<'a> Blocks<'a> {
         Some(&self.all[self.by_name[at]])
     }
 
-    /// The disks that hold what is on this device.
-    pub(crate) fn addresses(&self, block: &Block<'a>) -> Vec<Address> {
+    /// The disks that hold what is on this device; `None` once more devices than are
+    /// left have been looked at.
+    pub(crate) fn addresses(&self, block: &Block<'a>, left: &mut usize) -> Option<Vec<Address>> {
         let mut found = Vec::new();
-        let mut left = vec![block];
-        for _ in 0..DEVICES_MAX {
-            let Some(block) = left.pop() else { break };
+        let mut next = vec![block];
+        while let Some(block) = next.pop() {
             match block.address() {
                 Some(address) => found.push(address),
-                None => left.extend(block.slaves().rev().filter_map(|name| self.named(name))),
+                None => {
+                    for slave in block.slaves().rev().filter_map(|name| self.named(name)) {
+                        *left = left.checked_sub(1)?;
+                        next.push(slave);
+                    }
+                }
             }
         }
-        found
+        Some(found)
     }
 }
 

@@ -10,7 +10,7 @@ use postern_core::catalogue::facts::{BLOCK_DEVICES, MOUNTS, UDEV};
 use postern_core::ipc::bundle::{Bundle, Gathered, Kind};
 use serde_json::{Value, json};
 
-use super::{disks, fsinfo};
+use super::{FactError, disks, fsinfo};
 
 /// A guest: what was gathered of it, and stock's answers by command.
 #[derive(Default)]
@@ -198,7 +198,13 @@ fn devices_made_of_themselves_and_of_nothing_end() {
     guest.block(&["dm-1", "253:1", "9", "virtual/block/dm-1", "slaves=dm-0,dm-1,gone,cciss!c0d0"]);
     guest.block(&["cciss!c0d0", "8:0", "9", "pci0000:00/block/cciss!c0d0"]);
     guest.mounts.push("1 0 253:0 / /with\\040space rw - ext4 x rw".to_owned());
+    let gathered = guest.mounted(|_| true, true);
+    let told = fsinfo::read(&Bundle::read(gathered.bytes()).expect("a bundle"));
+    assert_eq!(told, Err(FactError::TooManyDisks), "a circle, which no kernel makes");
+    guest.disks[1].more.insert("slaves".to_owned(), "gone,cciss!c0d0,cciss!c0d0".to_owned());
+    guest.disks[0].more.insert("slaves".to_owned(), "dm-1,dm-1".to_owned());
     let found = guest.filesystems(|_| true, true);
+    assert_eq!(found[0]["disk"].as_array().map(Vec::len), Some(4), "as often as ways lead to it");
     assert_eq!((found.len(), &found[0]["mountpoint"]), (1, &json!("/with space")));
     let address = &found[0]["disk"][0];
     assert_eq!((&address["bus-type"], &address["pci-controller"]["bus"]), (&json!("unknown"), &json!(-1)));

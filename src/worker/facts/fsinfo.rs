@@ -13,7 +13,7 @@ use postern_core::mountinfo;
 use serde::Serialize;
 
 use super::FactError;
-use super::block::{Address, Blocks};
+use super::block::{Address, Blocks, DEVICES_MAX};
 
 /// One filesystem.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -62,24 +62,25 @@ impl Space {
 /// since QEMU 8: the older one tells of bind mounts as of filesystems.
 ///
 /// # Errors
-/// [`FactError::NoMountTable`].
+/// [`FactError::NoMountTable`], [`FactError::TooManyDisks`].
 pub fn read(bundle: &Bundle<'_>) -> Result<Vec<Filesystem>, FactError> {
     let blocks = Blocks::read(bundle);
-    let of = |entry: Entry<'_>| {
+    let mut left = DEVICES_MAX;
+    let mut of = |entry: Entry<'_>| {
         let line = entry.content("").and_then(|line| mountinfo::lines(line).next()).ok_or(FactError::NoMountTable)?;
         let mount = line.map_err(|_| FactError::NoMountTable)?.mount();
         let name = String::from_utf8_lossy(entry.name).into_owned();
+        let disk = blocks.named(&name).map_or(Some(Vec::new()), |block| blocks.addresses(block, &mut left));
         Ok(Filesystem {
-            disk: blocks.named(&name).map(|block| blocks.addresses(block)).unwrap_or_default(),
+            disk: disk.ok_or(FactError::TooManyDisks)?,
             name,
             mountpoint: mount.mountpoint.to_string_lossy().into_owned(),
             kind: mount.kind.to_string_lossy().into_owned(),
             space: entry.space().and_then(Space::read),
         })
     };
-    let found: Result<Vec<_>, _> = bundle.directory(MOUNTS).ok_or(FactError::NoMountTable)?.map(of).collect();
-    found.map(|mut found| {
-        found.reverse();
-        found
-    })
+    let entries = bundle.directory(MOUNTS).ok_or(FactError::NoMountTable)?;
+    let mut found = entries.map(&mut of).collect::<Result<Vec<_>, _>>()?;
+    found.reverse();
+    Ok(found)
 }

@@ -56,6 +56,9 @@ pub enum FactError {
     /// A mount table that is none.
     #[error("failed to read /proc/self/mountinfo: not as expected")]
     NoMountTable,
+    /// Filesystems on more devices than any guest has.
+    #[error("there are too many disks below the filesystems for an answer, which looks at {most}", most = block::DEVICES_MAX)]
+    TooManyDisks,
 }
 
 /// Most bytes of a file that is kept: more than `/proc/stat` of 4,096 processors.

@@ -5,21 +5,35 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use postern_core::catalogue::facts::{BLOCK_DEVICES, MOUNTS};
 use postern_core::ipc::bundle::{Bundle, Gathered, Kind};
-use postern_worker::facts::{cpu, diskstats, memory, os::OsInfo, timezone::Timezone, users};
+use postern_worker::facts::{cpu, disks, diskstats, fsinfo, memory, os::OsInfo, timezone::Timezone, users};
 use postern_worker::qga::{Id, reply};
 use serde_json::Value;
 
-/// Files, and directories with one file in it.
-const GATHERED: [(Kind, &str); 8] = [
-    (Kind::Content, "/etc/os-release"),
-    (Kind::Content, "/etc/localtime"),
-    (Kind::Content, "/run/utmp"),
-    (Kind::Names, "/run/systemd/sessions"),
-    (Kind::Content, "/run/systemd/sessions/1"),
-    (Kind::Names, "/sys/devices/system/cpu"),
-    (Kind::Names, "/sys/devices/system/memory"),
-    (Kind::Content, "/sys/devices/system/memory/memory1/state"),
+/// Where a file stands by itself, or beneath which name in which directory; of a
+/// directory the names.
+const GATHERED: [(&str, &str, Kind, &str); 13] = [
+    ("", "", Kind::Content, "/etc/os-release"),
+    ("", "", Kind::Content, "/etc/localtime"),
+    ("", "", Kind::Content, "/run/utmp"),
+    ("/run/systemd/sessions", "", Kind::Entry, ""),
+    ("/run/systemd/sessions", "1", Kind::Content, ""),
+    ("/sys/devices/system/cpu", "", Kind::Entry, ""),
+    ("/sys/devices/system/memory", "", Kind::Entry, ""),
+    ("/sys/devices/system/memory", "memory1", Kind::Content, "state"),
+    (BLOCK_DEVICES, "a", Kind::Link, ""),
+    (BLOCK_DEVICES, "a", Kind::Content, "/run/udev/data/b8:0"),
+    (BLOCK_DEVICES, "a", Kind::Names, "slaves"),
+    (MOUNTS, "a", Kind::Content, ""),
+    (MOUNTS, "a", Kind::Space, ""),
+];
+/// What else is told of the device of that name.
+const DISK: [(Kind, &str, &str); 4] = [
+    (Kind::Link, "", "../../devices/pci0000:00/0000:00:1f.2/ata3/host7/target7:0:0/7:0:0:0/block/a"),
+    (Kind::Link, "/sys/devices/pci0000:00/0000:00:1f.2/driver", "../../../bus/pci/drivers/ahci"),
+    (Kind::Names, "/sys/devices/pci0000:00/0000:00:1f.2", "ata1\0ata2\0ata3\0"),
+    (Kind::Content, "dm/name", "x\n"),
 ];
 
 /// Takes an input.
@@ -39,17 +53,38 @@ pub fn run(input: &[u8]) {
         }
         b';' => lists(bytes),
         which => {
-            let mut gathered = Gathered::default();
-            if let Some((kind, path)) = GATHERED.get(usize::from(which.wrapping_sub(b'2'))) {
-                let sessions = *path == GATHERED[4].1;
-                assert!(!sessions || gathered.add(Kind::Names, GATHERED[3].1.as_bytes(), b"1"));
-                assert!(gathered.add(*kind, path.as_bytes(), bytes));
-                all(&Bundle::read(gathered.bytes()).expect("it was made here"), bytes);
+            let place = if which < b'a' { which.wrapping_sub(b'2') } else { which - b'a' + 8 };
+            if let Some(place) = GATHERED.get(usize::from(place)) {
+                let gathered = gathered(place, bytes);
+                all(&Bundle::read(gathered.bytes()).expect("it was made here"), gathered.bytes());
             } else if let Ok(bundle) = Bundle::read(bytes) {
                 all(&bundle, bytes);
             }
         }
     }
+}
+
+fn gathered((directory, name, kind, path): &(&str, &str, Kind, &str), bytes: &[u8]) -> Gathered {
+    let mut gathered = Gathered::default();
+    let mut add = |kind, path: &[u8], told: &[u8]| assert!(gathered.add(kind, path, told));
+    if !directory.is_empty() {
+        add(Kind::Directory, directory.as_bytes(), b"");
+    }
+    if *kind == Kind::Entry {
+        bytes.split(|byte| *byte == 0).for_each(|name| add(Kind::Entry, &name[..name.len().min(300)], b""));
+        return gathered;
+    }
+    if !name.is_empty() {
+        add(Kind::Entry, name.as_bytes(), b"");
+    }
+    add(*kind, path.as_bytes(), bytes);
+    if *directory == BLOCK_DEVICES {
+        DISK.iter().for_each(|(kind, path, told)| add(*kind, path.as_bytes(), told.as_bytes()));
+        add(Kind::Directory, MOUNTS.as_bytes(), b"");
+        add(Kind::Entry, name.as_bytes(), b"");
+        add(Kind::Content, b"", b"1 0 8:0 / /m rw - ext4 /dev/a rw");
+    }
+    gathered
 }
 
 fn all(bundle: &Bundle<'_>, bytes: &[u8]) {
@@ -84,8 +119,14 @@ fn all(bundle: &Bundle<'_>, bytes: &[u8]) {
 /// or not as the list says.
 fn lists(bytes: &[u8]) {
     let mut gathered = Gathered::default();
-    assert!(gathered.add(Kind::Names, GATHERED[5].1.as_bytes(), b"cpu0\0cpu1"));
-    assert!(gathered.add(Kind::Content, b"/sys/devices/system/cpu/cpu1/online", b"1"));
+    for (kind, path, told) in [
+        (Kind::Directory, GATHERED[5].0, &b""[..]),
+        (Kind::Entry, "cpu0", b""),
+        (Kind::Entry, "cpu1", b""),
+        (Kind::Content, "online", b"1"),
+    ] {
+        assert!(gathered.add(kind, path.as_bytes(), told));
+    }
     let vcpus = cpu::vcpus(&Bundle::read(gathered.bytes()).expect("it was made here")).expect("two");
     let lists = [Some(b"0-1\n".to_vec()), Some(bytes.to_vec())];
     let known = cpu::Known::new(lists.clone(), vcpus);
@@ -93,6 +134,34 @@ fn lists(bytes: &[u8]) {
         let now = json(&now, bytes);
         assert!(now[0]["online"] == true && now[1]["online"].is_boolean() && now[1]["can-offline"] == true, "{now}");
     }
+    let disks = disks::read(bundle);
+    for disk in json(&disks, bytes).as_array().expect("a list") {
+        assert!(
+            disk["name"].is_string() && disk["partition"].is_boolean() && disk["dependencies"].is_array(),
+            "{disk}"
+        );
+    }
+    if let Ok(filesystems) = fsinfo::read(bundle) {
+        filesystems_of(&serde_json::to_value(&filesystems).expect("JSON"));
+    }
+}
+
+/// Each has its disks, which are as many as are looked at for all of them, at most.
+fn filesystems_of(told: &Value) {
+    let told = told.as_array().expect("a list");
+    let mut disks = 0;
+    for one in told {
+        assert!(["name", "mountpoint", "type"].iter().all(|member| one[member].is_string()), "{one}");
+        let numbers = ["used-bytes", "total-bytes", "total-bytes-privileged"].map(|member| one.get(member));
+        assert!(numbers.iter().all(|number| number.is_some_and(Value::is_u64)) || numbers == [None; 3], "{one}");
+        let of = one["disk"].as_array().expect("a list");
+        disks += of.len();
+        for disk in of {
+            assert!(disk["bus-type"].is_string() && disk["pci-controller"]["slot"].is_i64(), "{disk}");
+            assert!(disk["serial"].as_str().is_none_or(|serial| serial.len() <= 512), "{disk}");
+        }
+    }
+    assert!(disks <= 1 << 16, "{disks}");
 }
 
 /// Every entry of a list has this member, and it is a number.

@@ -330,7 +330,6 @@ fn told(policy: &Policy, command: Command) -> Vec<bool> {
     }
     if heeds("mountpoints") {
         told.extend(["/", "/srv", "/home"].map(|path| allowed && facts.shows_mount(redacted, Path::new(path))));
-        told.push(allowed && facts.shows_disks(redacted));
     }
     if heeds("host_name") {
         told.push(allowed && facts.host_name(redacted).is_none());
