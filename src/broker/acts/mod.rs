@@ -89,10 +89,7 @@ pub enum Failure {
     #[error("open(\"{}\"): No such file or directory", vcpus::directory(*.0))]
     NoVcpu(u64),
     /// Of processors: one beyond those that are held.
-    #[error(
-        "logical processor #{0} is not among the first {} of the guest, which alone can be switched",
-        vcpus::MOST_VCPUS
-    )]
+    #[error("logical processor #{number} is not among the first {most} of the guest, which alone can be switched", number = .0, most = vcpus::MOST_VCPUS)]
     VcpuBeyond(u64),
     /// Of processors: one that is always on.
     #[error("logical processor #{} can't be offlined", .0.cast_signed())]

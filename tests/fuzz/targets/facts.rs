@@ -113,6 +113,16 @@ fn all(bundle: &Bundle<'_>, bytes: &[u8]) {
     if let Ok(blocks) = memory::blocks(bundle) {
         each(&blocks, bytes, "phys-index");
     }
+    let disks = disks::read(bundle);
+    for disk in json(&disks, bytes).as_array().expect("a list") {
+        assert!(
+            disk["name"].is_string() && disk["partition"].is_boolean() && disk["dependencies"].is_array(),
+            "{disk}"
+        );
+    }
+    if let Ok(filesystems) = fsinfo::read(bundle) {
+        filesystems_of(&serde_json::to_value(&filesystems).expect("JSON"));
+    }
 }
 
 /// Lists of processors: of two that are known, the one that can be switched off is on
@@ -133,16 +143,6 @@ fn lists(bytes: &[u8]) {
     if let Some(now) = known.now(&lists) {
         let now = json(&now, bytes);
         assert!(now[0]["online"] == true && now[1]["online"].is_boolean() && now[1]["can-offline"] == true, "{now}");
-    }
-    let disks = disks::read(bundle);
-    for disk in json(&disks, bytes).as_array().expect("a list") {
-        assert!(
-            disk["name"].is_string() && disk["partition"].is_boolean() && disk["dependencies"].is_array(),
-            "{disk}"
-        );
-    }
-    if let Ok(filesystems) = fsinfo::read(bundle) {
-        filesystems_of(&serde_json::to_value(&filesystems).expect("JSON"));
     }
 }
 
