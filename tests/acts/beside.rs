@@ -10,12 +10,14 @@ use serde_json::{Value, json};
 
 use crate::support::agent::{Agent, Home, Host};
 use crate::support::cell;
+use crate::support::differences::listed;
 use crate::support::disk::{Disk, Mounted};
 use crate::support::runner::Test;
 
 pub(crate) const TESTS: &[Test] = &[
     ("requests_that_change_nothing_are_answered_as_by_stock", requests_that_change_nothing),
     ("a_trim_frees_what_stock_frees", a_trim_frees_what_stock_frees),
+    ("a_filesystem_is_trimmed_once_wherever_it_is_mounted", a_filesystem_is_trimmed_once),
 ];
 
 /// Every act, and files.
@@ -235,6 +237,30 @@ fn a_trim_frees_what_stock_frees() {
         }
     }
     recorded(&agent);
+}
+
+/// One that is mounted at two places, and one that another mount has covered.
+fn a_filesystem_is_trimmed_once() {
+    let bound = Disk::small("ext4", "/bound.img");
+    let covered = Disk::small("ext4", "/covered.img");
+    let covering = Disk::small("ext4", "/covering.img");
+    let _first = bound.mount("/first");
+    fs::create_dir("/second").expect("a directory");
+    mount(Some("/first"), "/second", None::<&str>, MsFlags::MS_BIND, None::<&str>).expect("bound");
+    let _second = Mounted::of(Path::new("/second"));
+    let _below = covered.mount("/stack");
+    let _above = covering.mount("/stack");
+    let home = Home::new();
+    let agent = home.start(POLICY);
+    let (_stock, mut theirs) = Stock::start(&home);
+    let trimmed = |host: &mut Host| -> Vec<String> {
+        let reply: Value = serde_json::from_str(&ask(host, "guest-fstrim", "{}")).expect("JSON");
+        paths(&reply).iter().map(|one| one["path"].as_str().expect("a path").to_owned()).collect()
+    };
+    let (stock, ours) = (trimmed(&mut theirs), trimmed(&mut agent.connect()));
+    let difference = listed("fstrim-once");
+    assert_eq!(stock, ["/stack", "/stack", "/second", "/first"], "{difference}");
+    assert_eq!(ours, ["/stack", "/first"], "{difference}");
 }
 
 /// What stands in the log of the first of them.

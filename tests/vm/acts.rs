@@ -109,9 +109,21 @@ impl<'a> Story<'a> {
 
     /// Asks; then looks at the guest by `script`.
     fn step(&mut self, step: &'static str, command: &str, arguments: &Value, script: &str) {
-        let reply = self.host.ask(command, arguments);
+        let reply = self.ask(command, arguments);
         let then = self.machine.sh(script).split_whitespace().collect::<Vec<_>>().join(" ");
         self.saw(step, &reply, then);
+    }
+
+    fn ask(&mut self, command: &str, arguments: &Value) -> Value {
+        let mut request = json!({ "execute": command });
+        if !arguments.is_null() {
+            request["arguments"] = arguments.clone();
+        }
+        self.host.try_ask(&request).unwrap_or_else(|| {
+            let more =
+                self.machine.sh("dmesg | tail -n 40; tail -n 20 /run/*.log /var/log/postern/audit.jsonl || true");
+            panic!("no reply to {request}; the guest says:\n{more}")
+        })
     }
 
     fn saw(&mut self, step: &'static str, reply: &Value, then: String) {
@@ -153,7 +165,7 @@ impl<'a> Story<'a> {
         let taken = |disk: &Path| fs::metadata(disk).expect("the disk").blocks() * 512;
         self.machine.sh(WASTE);
         let before = taken(self.disk);
-        let mut reply = self.host.ask("guest-fstrim", &Value::Null);
+        let mut reply = self.ask("guest-fstrim", &Value::Null);
         let freed = before.saturating_sub(taken(self.disk));
         // Of the root's free space each boot and each trim leaves less to be trimmed.
         for path in reply["return"]["paths"].as_array_mut().into_iter().flatten() {
@@ -178,7 +190,7 @@ impl<'a> Story<'a> {
         self.machine.qmp("system_wakeup", json!({}));
         self.machine.event("WAKEUP");
         // Asked behind it: a sleep that went well has no reply.
-        let reply = self.host.ask("guest-ping", &Value::Null);
+        let reply = self.ask("guest-ping", &Value::Null);
         let nap = self.machine.sh("dmesg -c | grep -c 'PM: suspend exit'; nproc");
         self.saw("sleep in memory", &reply, nap.split_whitespace().collect::<Vec<_>>().join(" "));
     }
@@ -193,7 +205,7 @@ impl<'a> Story<'a> {
     }
 
     fn switch(&mut self, step: &'static str, block: u64) {
-        let mut reply = self.host.ask("guest-set-memory-blocks", &switched(&[block], false));
+        let mut reply = self.ask("guest-set-memory-blocks", &switched(&[block], false));
         // Each agent has one of its own.
         assert_eq!(reply["return"][0]["phys-index"], block, "{reply}");
         reply["return"][0]["phys-index"] = json!("its number");
