@@ -79,7 +79,9 @@ fn init(arguments: &[String]) {
     for info in signals {
         println!("signal {} from uid {}", info.ssi_signo, if info.ssi_uid == home.broker { "broker" } else { "?" });
     }
-    requests.iter().for_each(|request| println!("{request}"));
+    for request in requests {
+        println!("{request}");
+    }
     let capabilities = fs::read_to_string(format!("/proc/{}/status", agent.pid())).expect("the broker's status");
     let effective = capabilities.lines().find_map(|line| line.strip_prefix("CapEff:\t")).expect("CapEff");
     println!("CapEff {effective}");
