@@ -113,9 +113,9 @@ fn an_opener_reaches_what_a_commands_row_names() {
     let mut commands: Vec<(String, FactSet)> = vec![("none".to_owned(), FactSet::EMPTY)];
     commands.extend(Command::all().map(|command| {
         let alone: CommandSet = std::iter::once(command).collect();
-        (command.name().to_owned(), alone.facts())
+        (command.name().to_owned(), alone.facts().gathered())
     }));
-    commands.push(("all".to_owned(), every.facts()));
+    commands.push(("all".to_owned(), every.facts().gathered()));
     for (name, facts) in commands {
         let part = OpenerPart { rules: Vec::new(), create_mode: 0, facts, telling: Telling::default() };
         let grants: Vec<(PathBuf, Allows)> =
