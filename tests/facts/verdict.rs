@@ -136,7 +136,7 @@ impl Column {
             let seen = |this: &Self| matches!(this.found.get(row.command), Some(Some(rows)) if rows.contains(&number));
             let (most, pause) = if row.may.is_some() { LATER } else { (0, Duration::ZERO) };
             for _ in 0..most {
-                if seen(self) {
+                if seen(self) || !self.wrong.is_empty() {
                     break;
                 }
                 sleep(pause);

@@ -259,7 +259,7 @@ fn a_dead_nfs_server_is_not_asked() {
     let setup = base(Userland::Busybox, policy).file("/root/image", disks::image(directory.path()), 0o644);
     let mut machine = Machine::boot(&setup);
     let server = nfs::Server::start();
-    let (options, port) = ("addr=10.0.2.2,vers=3,proto=tcp,mountproto=tcp,mountvers=3,nolock,hard", server.port);
+    let (options, port) = ("addr=10.0.2.2,vers=3,proto=tcp,mountproto=tcp,mountvers=3,nolock,hard,noac", server.port);
     let mount = format!(
         "mkdir /far /near; ip address add 10.0.2.15/24 dev eth0; ip link set eth0 up; cp /root/image /root/other
          mount -i -t nfs -o {options},port={port},mountport={port} 10.0.2.2:/far /far
