@@ -94,7 +94,6 @@ fn everything() -> bool {
 }
 
 fn main() -> ExitCode {
-    table::open();
     machine::say_accelerator();
     let tests: Vec<runner::Test> = [
         // Minutes of waiting first, beside which the others work.

@@ -27,16 +27,15 @@ const COLUMNS: [(Place, &str, &str); 8] = [
     (Place::Busybox, "10.0", "the same"),
 ];
 
-/// The file, opened before this process leaves the machine's own root.
+/// The file.
 static FILE: OnceLock<File> = OnceLock::new();
 
-/// What `main` does first.
-pub(crate) fn open() {
+/// What a process does that leaves the machine's own root before it publishes.
+pub(crate) fn open() -> &'static File {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/facts/PLACES.md");
     let writes = env::var_os("UPDATE").is_some();
-    let file =
-        File::options().read(true).write(writes).open(&path).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
-    FILE.set(file).expect("once");
+    let open = || File::options().read(true).write(writes).open(&path);
+    FILE.get_or_init(|| open().unwrap_or_else(|why| panic!("{}: {why}", path.display())))
 }
 
 /// The cells of a line of a table.
@@ -85,7 +84,7 @@ pub(crate) fn publish(columns: &[Column]) {
         }
     }
     columns.iter().for_each(Column::assert_right);
-    let file = FILE.get().expect("opened").try_clone().expect("a second descriptor");
+    let file = open().try_clone().expect("a second descriptor");
     let mut file = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, why)| why).expect("a lock");
     let mut text = String::new();
     file.rewind().and_then(|()| file.read_to_string(&mut text)).expect("PLACES.md");
