@@ -77,9 +77,6 @@ impl Waiter {
 const UNTIL_KNOWN: u16 = 64;
 /// The same, for a reply that would be lost.
 const UNTIL_ANSWERED: u16 = 512;
-/// The same, behind a sleep of the machine: the port's own device slept too, and its
-/// host is known again once both ends have woken it.
-const UNTIL_AWAKE: u16 = 4096;
 
 /// How often a port that is back is tried to be opened, [`AGAIN`] apart: udev
 /// makes the node and then says whose it is.
@@ -150,8 +147,6 @@ pub(crate) struct Channel {
     broken: bool,
     /// Nobody came to take a reply, since something last happened.
     given_up: Cell<bool>,
-    /// The machine slept, and nobody has waited for the host since.
-    slept: Cell<bool>,
 }
 
 impl Channel {
@@ -163,14 +158,7 @@ impl Channel {
     pub(crate) fn new(descriptor: OwnedFd, kind: ChannelKind, waiter: &Waiter) -> Result<Self, Errno> {
         let changes = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         waiter.0.add(&descriptor, EpollEvent::new(changes, CHANNEL))?;
-        Ok(Self {
-            descriptor,
-            kind,
-            hung_up: false,
-            broken: false,
-            given_up: Cell::new(false),
-            slept: Cell::new(false),
-        })
+        Ok(Self { descriptor, kind, hung_up: false, broken: false, given_up: Cell::new(false) })
     }
 
     /// The other end sends no more: from now on read until the end is met.
@@ -181,12 +169,6 @@ impl Channel {
     /// Something happened on it.
     pub(crate) fn stir(&self) {
         self.given_up.set(false);
-    }
-
-    /// The machine slept, or tried to.
-    pub(crate) fn woke(&self) {
-        self.given_up.set(false);
-        self.slept.set(true);
     }
 
     /// It is broken: a terminal in the place of a port says so, where a port's
@@ -292,7 +274,7 @@ impl Channel {
         }
         // Once for all replies that such a host is owed.
         if self.kind == ChannelKind::Port && !self.given_up.get() {
-            if self.host_comes(if self.slept.take() { UNTIL_AWAKE } else { UNTIL_ANSWERED }) {
+            if self.host_comes(UNTIL_ANSWERED) {
                 return Ok(asked);
             }
             self.given_up.set(true);

@@ -121,9 +121,8 @@ impl Worker {
             if let Some(channel) = self.channel.as_mut().filter(|_| awake.hang_up) {
                 channel.hang_up();
                 // The host of a port left: what it asked for still counts, and
-                // whoever comes next is owed nothing of it. Unless its own device
-                // was put to sleep: that host has not left.
-                if channel.stays() && !self.session.sleeps() {
+                // whoever comes next is owed nothing of it.
+                if channel.stays() {
                     self.session.new_host()?;
                 }
             }

@@ -80,16 +80,8 @@ impl Session {
         }
     }
 
-    /// Whether the machine falls asleep: its port hangs up then, whatever its host does.
-    pub(crate) fn sleeps(&self) -> bool {
-        matches!(self.acting, Some(Acting { so_far: SoFar::Slept, .. }))
-    }
-
     pub(super) fn act_done(&mut self, outcome: Result<u64, String>, channel: Option<&Channel>) -> Result<(), Stop> {
         let Some(Acting { running, so_far }) = self.acting.take() else { return Ok(()) };
-        if let (SoFar::Slept, Some(channel)) = (&so_far, channel) {
-            channel.woke();
-        }
         if let (Running::Owed(id), Some(channel)) = (running, channel) {
             match (outcome, so_far) {
                 (Err(why), _) => self.fail(channel, &QgaError::Told(why), &id)?,
