@@ -22,7 +22,6 @@ use postern_core::ipc::List;
 use postern_core::messages::Identity;
 use postern_core::policy::parts::OpenerPart;
 use postern_core::policy::telling::Telling;
-use postern_core::policy::telling::Telling;
 use postern_core::sys::descriptors;
 
 use crate::raw::{End, attempt_heard};
