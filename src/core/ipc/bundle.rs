@@ -116,6 +116,7 @@ impl<'a> Records<'a> {
     }
 }
 
+#[expect(clippy::copy_iterator, reason = "it is a slice, gone through more than once")]
 impl<'a> Iterator for Records<'a> {
     type Item = Record<'a>;
 
@@ -179,7 +180,7 @@ fn without_newline(content: &[u8]) -> &[u8] {
 }
 
 /// What was gathered beneath the names in a directory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Entries<'a>(Records<'a>);
 
 impl<'a> Iterator for Entries<'a> {
@@ -220,6 +221,7 @@ impl<'a> Entry<'a> {
     }
 
     /// The names in a directory, in the order in which the kernel has them.
+    #[must_use]
     pub fn names(&self, path: &str) -> impl DoubleEndedIterator<Item = &'a OsStr> + use<'a> {
         names_of(find(self.beneath, Kind::Names, path.as_bytes()).unwrap_or_default())
     }
