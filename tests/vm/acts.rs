@@ -80,6 +80,7 @@ const PLUGGED: &str = "memory that was plugged in later";
 /// Where postern means to differ, in which userland's company: names of DIFFERENCES.md.
 const DIFFERENT: &[(Userland, &str, &str)] = &[
     (Userland::Busybox, "hybrid sleep", "hybrid-sleep"),
+    (Userland::Busybox, PLUGGED, "plugged-later"),
     (Userland::Systemd, "sleep on disk", "sleep-text"),
     (Userland::Systemd, "hybrid sleep", "hybrid-sleep"),
     (Userland::Systemd, PLUGGED, "plugged-later"),
