@@ -301,7 +301,7 @@ mod tests {
         let mut gatherer = Gatherer::new(Some(memory), None, Telling::default());
         for fact in [Fact::Vcpus, Fact::Disks, Fact::OsRelease, Fact::Vcpus, Fact::OsRelease] {
             let Ok(Told { length, .. }) = gatherer.tell(fact) else { panic!("{fact:?}") };
-            let mut stands = [0; 1 << 17];
+            let mut stands = vec![0; 1 << 17];
             let count = pread(&copy, &mut stands, 0).expect("a read");
             assert_eq!(&stands[..count], gatherer.gathered.bytes(), "{fact:?}");
             assert_eq!(usize::try_from(length), Ok(count));

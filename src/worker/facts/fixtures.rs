@@ -77,8 +77,8 @@ impl Guest {
             if let Some(alias) = disk.more.get("alias") {
                 add(Kind::Content, "dm/name", &format!("{alias}\n"));
             }
-            let controllers = disk.place.split('/').filter_map(|part| Some((part, self.drivers.get(part)?)));
-            if let Some((controller, driver)) = controllers.last() {
+            let mut controllers = disk.place.split('/').filter_map(|part| Some((part, self.drivers.get(part)?)));
+            if let Some((controller, driver)) = controllers.next_back() {
                 let (before, _) = disk.place.split_once(controller).expect("it is in there");
                 let at = format!("/sys/devices/{before}{controller}");
                 add(Kind::Link, &format!("{at}/driver"), &format!("../../../bus/pci/drivers/{driver}"));

@@ -79,7 +79,9 @@ fn gathered((directory, name, kind, path): &(&str, &str, Kind, &str), bytes: &[u
     }
     add(*kind, path.as_bytes(), bytes);
     if *directory == BLOCK_DEVICES {
-        DISK.iter().for_each(|(kind, path, told)| add(*kind, path.as_bytes(), told.as_bytes()));
+        for (kind, path, told) in DISK {
+            add(kind, path.as_bytes(), told.as_bytes());
+        }
         add(Kind::Directory, MOUNTS.as_bytes(), b"");
         add(Kind::Entry, name.as_bytes(), b"");
         add(Kind::Content, b"", b"1 0 8:0 / /m rw - ext4 /dev/a rw");
