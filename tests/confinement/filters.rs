@@ -43,7 +43,7 @@ fn text() -> String {
         }
         let _ = writeln!(text, "{name}: {} rules", table.len());
         if !first {
-            assert!(smallest.1.iter().all(|rule| table.contains(rule)), "{name} lacks what every one has");
+            assert!(smallest.1.iter().all(|rule| covers(&table, rule)), "{name} lacks what every one has");
             let _ = writeln!(text, "  as '{}', and", Role::smallest(&smallest.0));
         }
         for rule in table.iter().filter(|rule| first || !smallest.1.contains(rule)) {
@@ -52,6 +52,11 @@ fn text() -> String {
         text.push('\n');
     }
     text
+}
+
+/// Whether a table permits all that a rule does.
+fn covers(table: &[Rule], rule: &Rule) -> bool {
+    table.iter().any(|other| other.number == rule.number && other.when.iter().all(|when| rule.when.contains(when)))
 }
 
 #[test]
@@ -99,7 +104,7 @@ fn a_larger_policy_takes_nothing_away() {
         let (first, smallest) = all.iter().find(|(other, _)| process(other) == process(name)).expect("itself");
         let table = role.filter();
         for rule in smallest.filter() {
-            assert!(table.contains(&rule), "{name} lacks {} of {first}", rule.name);
+            assert!(covers(&table, &rule), "{name} lacks {} of {first}", rule.name);
         }
     }
 }
@@ -110,10 +115,7 @@ fn what_a_child_may_its_parent_may_too() {
     let spawner = Role::spawner().filter();
     for (name, role) in Role::all().iter().filter(|(_, role)| matches!(role, Role::Worker(_) | Role::Opener(_))) {
         for rule in role.filter() {
-            let covered = spawner.iter().any(|above| {
-                above.number == rule.number && above.when.iter().all(|condition| rule.when.contains(condition))
-            });
-            assert!(covered, "{name}: {} {:?} dies by the spawner's filter", rule.name, rule.when);
+            assert!(covers(&spawner, &rule), "{name}: {} {:?} dies by the spawner's filter", rule.name, rule.when);
         }
     }
 }

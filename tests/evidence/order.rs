@@ -93,10 +93,13 @@ pub(crate) fn judge(trace: &Trace, log: &Path, waits: bool) -> Result<Verdict, S
         line: Vec::new(),
         left: 0,
     };
-    if let Some(first) = trace.calls.first() {
-        reader.roles.insert(first.pid, Role::Broker);
-    }
-    for call in &trace.calls {
+    let broker = trace.calls.first().map(|first| first.pid);
+    reader.roles.extend(broker.map(|pid| (pid, Role::Broker)));
+    // What the broker sends may be received before its call has ended.
+    let sends = |call: &Call| Some(call.pid) == broker && call.name.starts_with("send");
+    let mut calls: Vec<&Call> = trace.calls.iter().collect();
+    calls.sort_by_key(|call| if sends(call) { call.begun } else { call.ended });
+    for call in calls {
         reader.meet(call).map_err(|why| format!("line {}: {why}: {call:?}", call.ended + 1))?;
     }
     Ok(reader.verdict)
