@@ -49,7 +49,9 @@ macro_rules! each {
             assert_eq!(names, [$(stringify!($name)),*]);
             for name in names {
                 let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz");
-                assert!(fuzz.join("fuzz_targets").join(name).with_extension("rs").is_file(), "{name}");
+                for (folder, ending) in [("fuzz_targets", "rs"), ("dictionaries", "dict")] {
+                    assert!(fuzz.join(folder).join(name).with_extension(ending).is_file(), "{folder}: {name}");
+                }
                 let manifest = fs::read_to_string(fuzz.join("Cargo.toml")).expect("a manifest");
                 assert!(manifest.contains(&format!("name = \"{name}\"")), "{name}");
             }
