@@ -8,8 +8,9 @@ use std::time::{Duration, UNIX_EPOCH};
 use postern_core::catalogue::facts::{BLOCK_DEVICES, MOUNTS};
 use postern_core::ipc::bundle::{Bundle, Gathered, Kind};
 use postern_worker::facts::{cpu, disks, diskstats, fsinfo, memory, os::OsInfo, timezone::Timezone, users};
-use postern_worker::qga::{Id, reply};
 use serde_json::Value;
+
+use super::reply::json;
 
 /// Where a file stands by itself, or beneath which name in which directory; of a
 /// directory the names.
@@ -171,13 +172,4 @@ fn each(list: &impl serde::Serialize, bytes: &[u8], number: &str) {
     for entry in json(list, bytes).as_array().expect("a list") {
         assert!(entry[number].is_number(), "{entry}");
     }
-}
-
-/// The reply, which is no more than some times the file.
-fn json(value: &impl serde::Serialize, bytes: &[u8]) -> Value {
-    let mut out = Vec::new();
-    reply::success(&mut out, value, &Id::NONE);
-    assert!(out.len() <= 256 + 16 * bytes.len(), "{} bytes of {}", out.len(), bytes.len());
-    let mut line: Value = serde_json::from_slice(&out).expect("JSON");
-    line["return"].take()
 }

@@ -19,6 +19,7 @@ pub mod memory;
 pub mod mounts;
 pub mod network;
 pub mod policy;
+mod reply;
 pub mod request;
 pub mod rules;
 pub mod state;

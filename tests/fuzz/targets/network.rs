@@ -8,8 +8,8 @@ use postern_core::policy::telling::Telling;
 use postern_worker::facts::network::interfaces;
 use postern_worker::facts::network::messages::{Address, Link, Wanted, read};
 use postern_worker::facts::network::routes::{Table, add};
-use postern_worker::qga::{Id, reply};
-use serde_json::Value;
+
+use super::reply::json;
 
 /// Takes an input.
 ///
@@ -50,13 +50,4 @@ fn all<T>(part: &[u8], wanted: Wanted, of: fn(&[u8]) -> Option<T>) -> Vec<T> {
         Ok(())
     });
     found
-}
-
-/// The reply, which is no more than some times what it is made of.
-fn json(value: &impl serde::Serialize, bytes: &[u8]) -> Value {
-    let mut out = Vec::new();
-    reply::success(&mut out, value, &Id::NONE);
-    assert!(out.len() <= 256 + 16 * bytes.len(), "{} bytes of {}", out.len(), bytes.len());
-    let mut line: Value = serde_json::from_slice(&out).expect("JSON");
-    line["return"].take()
 }
