@@ -43,9 +43,7 @@ use crate::fsfreeze::{Engine, Filesystem, Handles, Status, Why};
 use crate::heads::Heads;
 use crate::host::{Host, HostError};
 use crate::launch::Fatal;
-#[cfg(not(feature = "sabotage"))]
-use crate::log::Receipt;
-use crate::log::{Log, LogError};
+use crate::log::{Log, LogError, Receipt};
 use crate::notify::Notify;
 use crate::say::{Level, Voice};
 use crate::shutdown::Shutdown;
@@ -348,10 +346,17 @@ impl Broker {
 
     /// Records what happened, whether or not the log can take it now.
     fn note(&mut self, record: &Record) {
-        if let Err(why) = self.parts.log.note(record) {
-            self.log_failed(&why);
+        self.is_noted(record);
+    }
+
+    /// The same; whether it stands in the log. One of a flood is only counted.
+    fn is_noted(&mut self, record: &Record) -> bool {
+        let receipt = self.parts.log.note(record);
+        if let Err(why) = &receipt {
+            self.log_failed(why);
         }
         self.tell_trouble();
+        matches!(receipt, Ok(Receipt::Written(_)))
     }
 
     /// Writes the record that an act must have before it; whether the act may

@@ -24,6 +24,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("logrotate_and_the_broker_rotate_at_once_and_lose_nothing", logrotate_and_the_broker_rotate_at_once),
     ("room_that_is_spent_refuses_opens_and_nothing_else", room_that_is_spent_refuses_opens),
     ("a_flood_of_refusals_is_counted", a_flood_of_refusals_is_counted),
+    ("a_flood_of_facts_is_counted", a_flood_of_facts_is_counted),
     ("a_descriptor_leaves_behind_the_disk_where_the_policy_says_so", a_descriptor_leaves_behind_the_disk),
     ("a_disk_that_does_not_take_the_record_refuses_the_open", a_disk_that_does_not_take_the_record),
     ("nothing_waits_for_the_disk_while_frozen", nothing_waits_for_the_disk_while_frozen),
@@ -184,23 +185,38 @@ fn room_that_is_spent_refuses_opens() {
     story(&agent);
 }
 
+/// More of them than are written one by one.
+const FLOOD: u64 = 4000;
+
 fn a_flood_of_refusals_is_counted() {
-    const FLOOD: u64 = 4000;
     let home = Home::new();
-    let mut agent = home.start(&audit(""));
+    let agent = home.start(&audit(""));
     let mut host = agent.connect();
     for _ in 0..FLOOD {
         host.fails("guest-exec", &json!({}));
     }
+    is_counted(&home, agent, "guest-exec");
+}
+
+fn a_flood_of_facts_is_counted() {
+    let home = Home::new();
+    // What is gathered anew each time, and costs least.
+    let agent = home.start("profile = \"minimal\"\n[commands]\nredact = [\"guest-get-fsinfo\"]\n");
+    let mut host = agent.connect();
+    for _ in 0..FLOOD {
+        host.returns("guest-get-fsinfo", &json!({}));
+    }
+    is_counted(&home, agent, "fact-told");
+}
+
+/// Ends the agent; what was asked for [`FLOOD`] times is in the log, listed or counted.
+fn is_counted(home: &Home, mut agent: Agent<'_>, action: &str) {
     kill(Pid::from_raw(agent.pid()), Signal::SIGTERM).expect("SIGTERM");
     assert!(agent.ended().success());
     let all = agent.records();
-    let listed = all.iter().filter(|record| record["event"]["action"] == "guest-exec").count() as u64;
-    let counted: u64 = agent
-        .records_of("repeated")
-        .iter()
-        .filter_map(|record| record["postern"]["counts"]["guest-exec"].as_u64())
-        .sum();
+    let listed = all.iter().filter(|record| record["event"]["action"] == action).count() as u64;
+    let counted: u64 =
+        agent.records_of("repeated").iter().filter_map(|record| record["postern"]["counts"][action].as_u64()).sum();
     assert_eq!(listed + counted, FLOOD, "{listed} listed");
     assert!(listed > 300 && listed < FLOOD / 2, "{listed} listed");
     verify(&[&home.log()]);

@@ -86,7 +86,7 @@ impl Broker {
             return self.tell_none(telling.fact, Errno::EFBIG);
         }
         let recorded =
-            self.record_first(&Record::FactTold { child: self.worker_number(), fact: telling.fact, errno: None });
+            self.is_noted(&Record::FactTold { child: self.worker_number(), fact: telling.fact, errno: None });
         self.heard_worker();
         let Some(Looks { descriptors, stamps: (name, object) }) = looks.filter(|_| recorded) else {
             return self.answer(&Answer::Gathered { length }, None);
